@@ -1,0 +1,2 @@
+//! kubia
+fn main() {}
