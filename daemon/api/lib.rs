@@ -1,1 +1,18 @@
-//! api
+//! Objects as JSON, and every rule about them that needs neither clock nor I/O: the table of kinds, the schema table,
+//! defaults, validation, patches, selectors, quantities, health, discovery, OpenAPI, tables and error answers.
+//!
+//! Invariant: pure. The same arguments give the same answer; time is an argument.
+//! Invariant: what can be said by the fact tables (`facts/`) is said there and nowhere else.
+
+pub mod discovery;
+pub mod error;
+pub mod health;
+pub mod kinds;
+pub mod openapi;
+pub mod patch;
+pub mod proto;
+pub mod quantity;
+pub mod schema;
+pub mod select;
+pub mod table;
+pub mod validate;

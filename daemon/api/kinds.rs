@@ -1,0 +1,184 @@
+//! The table of kinds: which resources this node serves, and which ones Kubernetes has that it does not.
+//!
+//! Invariant: a row is served only when there is behaviour behind it; everything else Kubernetes knows is refused by name.
+//! Invariant: names, verbs and subresources come from `facts/kinds.json`; the code only says which rows are served.
+
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+/// A resource as `/apis` lists it: one row of the table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kind {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Version within the group, `v1`.
+    pub version: String,
+    /// `Deployment`.
+    pub kind: String,
+    /// `deployments`: the path segment.
+    pub plural: String,
+    /// `deployment`.
+    pub singular: String,
+    /// `deploy`.
+    #[serde(default)]
+    pub short_names: Vec<String>,
+    /// `all` where `kubectl get all` shows it.
+    #[serde(default)]
+    pub categories: Vec<String>,
+    /// Whether objects live in a namespace.
+    pub namespaced: bool,
+    /// Verbs of the main resource.
+    pub verbs: Vec<String>,
+    /// Key in the schema table.
+    pub schema: String,
+    /// Whether the row has a `status` subresource; set from `subresources`.
+    #[serde(skip)]
+    pub status: bool,
+    /// Whether the row has a `scale` subresource; set from `subresources`.
+    #[serde(skip)]
+    pub scale: bool,
+    /// The subresources that are served.
+    #[serde(default)]
+    pub subresources: Vec<Subresource>,
+}
+
+/// A path below an object, `pods/log`, and the kind that it speaks.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Subresource {
+    /// `log`.
+    pub name: String,
+    /// Group of the kind spoken.
+    pub group: String,
+    /// Version of the kind spoken.
+    pub version: String,
+    /// `Scale`, `Binding`, or the parent's own kind.
+    pub kind: String,
+    /// Verbs of the subresource.
+    pub verbs: Vec<String>,
+}
+
+impl Kind {
+    /// `apps/v1`, or `v1` for the core group.
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+
+    /// `deployments.apps`, or `pods` for the core group: how Kubernetes names a resource in messages.
+    pub fn resource_name(&self) -> String {
+        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// `Deployment.apps`, or `Pod` for the core group: how Kubernetes names a kind in messages.
+    pub fn kind_name(&self) -> String {
+        if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
+    }
+
+    /// The subresource of that name, when served.
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|sub| sub.name == name)
+    }
+}
+
+/// Every served row, core first, then by group.
+pub fn kinds() -> &'static [Kind] {
+    &TABLE.served
+}
+
+/// The served row behind `/apis/{group}/{version}/{plural}`.
+pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    kinds().iter().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
+}
+
+/// The served row of an object's `apiVersion` and `kind`.
+pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Kind> {
+    let (group, version) = split_api_version(api_version);
+    kinds().iter().find(|row| row.kind == kind && row.group == group && row.version == version)
+}
+
+/// Whether Kubernetes has this kind but this node does not serve it: so that a refusal can say so honestly.
+pub fn known_elsewhere(api_version: &str, kind: &str) -> bool {
+    let (group, version) = split_api_version(api_version);
+    TABLE.elsewhere.iter().any(|[g, v, k]| g == group && v == version && k == kind)
+}
+
+/// `("apps", "v1")` of `apps/v1`; `("", "v1")` of `v1`.
+pub fn split_api_version(api_version: &str) -> (&str, &str) {
+    api_version.split_once('/').unwrap_or(("", api_version))
+}
+
+/// `apps/v1` of `("apps", "v1")`; `v1` of `("", "v1")`.
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+/// The rows with behaviour behind them and the subresources served of each, in the order `/apis` lists them.
+const SERVED: &[(&str, &str, &str, &[&str])] = &[
+    ("", "v1", "configmaps", &[]),
+    ("", "v1", "events", &[]),
+    ("", "v1", "namespaces", &["finalize", "status"]),
+    ("", "v1", "nodes", &["status"]),
+    ("", "v1", "pods", &["binding", "exec", "log", "status"]),
+    ("", "v1", "secrets", &[]),
+    ("", "v1", "serviceaccounts", &[]),
+    ("", "v1", "services", &["status"]),
+    ("apps", "v1", "deployments", &["scale", "status"]),
+    ("apps", "v1", "replicasets", &["scale", "status"]),
+    ("batch", "v1", "jobs", &["status"]),
+    ("networking.k8s.io", "v1", "ingressclasses", &[]),
+    ("networking.k8s.io", "v1", "ingresses", &["status"]),
+    ("coordination.k8s.io", "v1", "leases", &[]),
+    ("discovery.k8s.io", "v1", "endpointslices", &[]),
+    ("holdfast.dev", "v1", "applications", &["status"]),
+];
+
+struct Table {
+    served: Vec<Kind>,
+    elsewhere: Vec<[String; 3]>,
+}
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let mut known: Vec<Kind> = serde_json::from_str(include_str!("facts/kinds.json")).expect("facts/kinds.json is ours");
+    let served = SERVED
+        .iter()
+        .map(|&(group, version, plural, subresources)| {
+            let at = known
+                .iter()
+                .position(|row| row.plural == plural && row.group == group && row.version == version)
+                .expect("a served row is a known row");
+            let mut row = known.swap_remove(at);
+            row.subresources.retain(|sub| subresources.contains(&sub.name.as_str()));
+            row.status = subresources.contains(&"status");
+            row.scale = subresources.contains(&"scale");
+            row
+        })
+        .collect();
+    let elsewhere = known.into_iter().map(|row| [row.group, row.version, row.kind]).collect();
+    Table { served, elsewhere }
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_served_row_is_found_by_path_and_by_kind() {
+        let row = by_plural("apps", "v1", "deployments").expect("deployments are served");
+        assert_eq!((row.kind_name().as_str(), row.resource_name().as_str()), ("Deployment.apps", "deployments.apps"));
+        assert_eq!(by_kind("apps/v1", "Deployment").map(|kind| kind.plural.as_str()), Some("deployments"));
+        assert!(row.scale && row.status);
+    }
+
+    #[test]
+    fn a_kind_of_kubernetes_that_is_not_served_is_known_elsewhere() {
+        for (api_version, kind, known) in [
+            ("apps/v1", "StatefulSet", true),
+            ("authorization.k8s.io/v1", "SelfSubjectAccessReview", true),
+            ("apps/v1", "Deployment", false),
+            ("apps/v1", "Deploiment", false),
+        ] {
+            assert_eq!(known_elsewhere(api_version, kind), known, "{api_version} {kind}");
+        }
+    }
+}
