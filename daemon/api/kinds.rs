@@ -139,7 +139,8 @@ struct Table {
 }
 
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
-    let mut known: Vec<Kind> = serde_json::from_str(include_str!("facts/kinds.json")).expect("facts/kinds.json is ours");
+    let mut known: Vec<Kind> =
+        serde_json::from_str(include_str!("facts/kinds.json")).expect("facts/kinds.json is ours");
     let served = SERVED
         .iter()
         .map(|&(group, version, plural, subresources)| {
@@ -165,7 +166,10 @@ mod tests {
     #[test]
     fn a_served_row_is_found_by_path_and_by_kind() {
         let row = by_plural("apps", "v1", "deployments").expect("deployments are served");
-        assert_eq!((row.kind_name().as_str(), row.resource_name().as_str()), ("Deployment.apps", "deployments.apps"));
+        assert_eq!(
+            (row.kind_name().as_str(), row.resource_name().as_str()),
+            ("Deployment.apps", "deployments.apps")
+        );
         assert_eq!(by_kind("apps/v1", "Deployment").map(|kind| kind.plural.as_str()), Some("deployments"));
         assert!(row.scale && row.status);
     }

@@ -3,7 +3,11 @@
 //! Invariant: parsed once from `facts/schema.json`, and only types reachable from served kinds stay in memory.
 //! Invariant: names are borrowed from the fact text; a type is a two-byte index.
 
+mod defaults;
+mod fields;
+
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -143,6 +147,132 @@ pub fn objects() -> &'static [Object] {
     &ARENA.objects
 }
 
+/// Fills in every documented default that the object leaves open: the schema's own and those of Kubernetes' defaulting
+/// functions. Twice is once, and what is set stays. A Job's selector is generated from `metadata.uid`, so set that before.
+pub fn defaults(kind: &Kind, object: &mut Value) {
+    defaults::apply(kind, object);
+}
+
+/// Unknown fields and wrong types, as strict decoding reports them. Empty when Go would decode the object.
+pub fn check_fields(kind: &Kind, object: &Value) -> Vec<Defect> {
+    fields::check(root(kind), object)
+}
+
+/// The same of a type that is no served kind: a `Scale`, a `Binding`, `DeleteOptions`.
+pub fn check_fields_of(of: &'static Object, object: &Value) -> Vec<Defect> {
+    fields::check(of, object)
+}
+
+/// Fields that a JSON text gives twice: a parsed [`Value`] cannot tell. Empty when the text does not parse.
+pub fn duplicate_fields(text: &[u8]) -> Vec<Defect> {
+    fields::duplicates(text)
+}
+
+/// Brings the object into the form that Go's decoder and encoder leave it in: null fields dropped, quantities as canonical strings.
+pub fn coerce(kind: &Kind, object: &mut Value) {
+    fields::coerce(root(kind), object);
+}
+
+/// Drops fields that the schema does not know.
+pub fn prune_unknown(kind: &Kind, object: &mut Value) {
+    fields::prune(root(kind), object);
+}
+
+/// Something wrong with a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defect {
+    /// `spec.template.spec.containers[0].image`.
+    pub path: String,
+    /// The kind of wrong.
+    pub reason: DefectReason,
+    /// What Kubernetes says after the path, `Required value`; for unknown and duplicate fields and wrong types the whole sentence.
+    pub message: String,
+}
+
+/// The kind of wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefectReason {
+    /// A field that the type does not have.
+    Unknown,
+    /// A field or a value given twice.
+    Duplicate,
+    /// A string where a number is wanted, and the like.
+    WrongType,
+    /// Missing.
+    Required,
+    /// Malformed.
+    Invalid,
+    /// Not one of the values there are.
+    NotSupported,
+    /// A reference to something that the object does not have.
+    NotFound,
+    /// Not allowed here or now.
+    Forbidden,
+    /// Over the limit of bytes.
+    TooLong,
+    /// Over the limit of items.
+    TooMany,
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = matches!(self.reason, DefectReason::Unknown | DefectReason::WrongType)
+            || self.message.starts_with("duplicate field");
+        if whole { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+    }
+}
+
+impl Defect {
+    /// `Required value: detail`.
+    pub fn required(path: impl Into<String>, detail: &str) -> Defect {
+        Defect::new(path, DefectReason::Required, with_detail("Required value", detail))
+    }
+
+    /// `Invalid value: "x": detail`.
+    pub fn invalid(path: impl Into<String>, value: &Value, detail: &str) -> Defect {
+        Defect::new(path, DefectReason::Invalid, with_detail(&format!("Invalid value: {value}"), detail))
+    }
+
+    /// `Unsupported value: "x": supported values: "A", "B"`.
+    pub fn not_supported(path: impl Into<String>, value: &Value, supported: &[&str]) -> Defect {
+        let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        let message = format!("Unsupported value: {value}: supported values: {}", list.join(", "));
+        Defect::new(path, DefectReason::NotSupported, message)
+    }
+
+    /// `Duplicate value: "x"`.
+    pub fn duplicate(path: impl Into<String>, value: &Value) -> Defect {
+        Defect::new(path, DefectReason::Duplicate, format!("Duplicate value: {value}"))
+    }
+
+    /// `Not found: "x"`.
+    pub fn not_found(path: impl Into<String>, value: &Value) -> Defect {
+        Defect::new(path, DefectReason::NotFound, format!("Not found: {value}"))
+    }
+
+    /// `Forbidden: detail`.
+    pub fn forbidden(path: impl Into<String>, detail: &str) -> Defect {
+        Defect::new(path, DefectReason::Forbidden, with_detail("Forbidden", detail))
+    }
+
+    /// `Too long: may not be more than N bytes`.
+    pub fn too_long(path: impl Into<String>, limit_bytes: usize) -> Defect {
+        Defect::new(
+            path,
+            DefectReason::TooLong,
+            format!("Too long: may not be more than {limit_bytes} bytes"),
+        )
+    }
+
+    fn new(path: impl Into<String>, reason: DefectReason, message: String) -> Defect {
+        Defect { path: path.into(), reason, message }
+    }
+}
+
+fn with_detail(what: &str, detail: &str) -> String {
+    if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") }
+}
+
 /// Roots that no row of the table names: bodies of requests and answers.
 const EXTRA_ROOTS: &[&str] = &[
     "io.k8s.api.autoscaling.v1.Scale",
@@ -167,14 +297,16 @@ struct Arena {
 static ARENA: LazyLock<Arena> = LazyLock::new(|| {
     let mut loader = Loader::default();
     for text in [include_str!("facts/schema.json"), include_str!("facts/holdfast.json")] {
-        let facts: HashMap<&'static str, &'static RawValue> = serde_json::from_str(text).expect("the fact tables are ours");
+        let facts: HashMap<&'static str, &'static RawValue> =
+            serde_json::from_str(text).expect("the fact tables are ours");
         loader.facts.extend(facts);
     }
     for name in kinds::kinds().iter().map(|kind| kind.schema.as_str()).chain(EXTRA_ROOTS.iter().copied()) {
         let (&name, _) = loader.facts.get_key_value(name).expect("every root is in the fact tables");
         loader.named(name);
     }
-    let objects = loader.objects.into_iter().map(|object| object.expect("every reached type was read")).collect();
+    let objects =
+        loader.objects.into_iter().map(|object| object.expect("every reached type was read")).collect();
     Arena { types: loader.types, objects, by_name: loader.by_name }
 });
 
@@ -283,7 +415,11 @@ impl Loader {
             atomic: raw.map_type == "atomic",
             open: raw.open,
             gvk: raw.gvk,
-            unions: raw.unions.into_iter().map(|u| Union { discriminator: u.discriminator, fields: u.fields }).collect(),
+            unions: raw
+                .unions
+                .into_iter()
+                .map(|u| Union { discriminator: u.discriminator, fields: u.fields })
+                .collect(),
             fields: fields.into(),
         });
         reference
@@ -330,7 +466,9 @@ fn scalar_shape(name: &str) -> Option<Shape> {
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => Shape::Any,
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => {
+            Shape::Any
+        }
         _ => return None,
     })
 }
@@ -352,13 +490,20 @@ mod tests {
             object = next;
         }
         let field = object.field(last).expect(last);
-        assert_eq!(format!("{:?} {:?} {:?} {}", field.list, field.keys, field.merge_key, field.atomic_map), wanted);
+        assert_eq!(
+            format!("{:?} {:?} {:?} {}", field.list, field.keys, field.merge_key, field.atomic_map),
+            wanted
+        );
     }
 
     #[test]
     fn merge_rules_come_from_the_fact_table() {
         check(("v1", "Pod"), &["spec", "containers"], r#"Map ["name"] Some("name") false"#);
-        check(("apps/v1", "Deployment"), &["spec", "template", "spec", "containers", "ports"], r#"Map ["containerPort", "protocol"] Some("containerPort") false"#);
+        check(
+            ("apps/v1", "Deployment"),
+            &["spec", "template", "spec", "containers", "ports"],
+            r#"Map ["containerPort", "protocol"] Some("containerPort") false"#,
+        );
         check(("v1", "Service"), &["spec", "selector"], "Atomic [] None true");
         check(("v1", "Pod"), &["metadata", "finalizers"], "Set [] None false");
     }
@@ -373,7 +518,11 @@ mod tests {
     #[test]
     fn every_served_kind_has_a_schema_that_names_it() {
         for kind in kinds::kinds() {
-            assert!(root(kind).gvk.iter().any(|gvk| *gvk == [kind.group.as_str(), &kind.version, &kind.kind]), "{}", kind.kind);
+            assert!(
+                root(kind).gvk.iter().any(|gvk| *gvk == [kind.group.as_str(), &kind.version, &kind.kind]),
+                "{}",
+                kind.kind
+            );
         }
     }
 }
