@@ -15,18 +15,8 @@ const BINARY_MAX: i128 = i64::MAX as i128 * NANO;
 /// Binary suffixes with their power of two.
 const BINARY: [(&str, u32); 6] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
 /// Decimal suffixes with their power of ten.
-const DECIMAL: [(&str, i32); 10] = [
-    ("n", -9),
-    ("u", -6),
-    ("m", -3),
-    ("", 0),
-    ("k", 3),
-    ("M", 6),
-    ("G", 9),
-    ("T", 12),
-    ("P", 15),
-    ("E", 18),
-];
+const DECIMAL: [(&str, i32); 10] =
+    [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
 
 /// The family of suffixes a quantity was written with; its canonical form keeps the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,9 +163,8 @@ impl fmt::Display for Quantity {
         if self.nano == 0 {
             return out.write_str("0");
         }
-        let binary = self.format == Format::BinarySi
-            && self.nano.abs() >= 1024 * NANO
-            && self.nano % NANO == 0;
+        let binary =
+            self.format == Format::BinarySi && self.nano.abs() >= 1024 * NANO && self.nano % NANO == 0;
         if binary {
             return write_binary(self.nano / NANO, out);
         }
@@ -245,9 +234,10 @@ fn decimal(whole: &str, fraction: &str, power: i32) -> Result<i128, QuantityErro
 }
 
 fn digits(whole: &str, fraction: &str) -> Option<i128> {
-    whole.bytes().chain(fraction.bytes()).try_fold(0_i128, |sum, digit| {
-        sum.checked_mul(10)?.checked_add(i128::from(digit - b'0'))
-    })
+    whole
+        .bytes()
+        .chain(fraction.bytes())
+        .try_fold(0_i128, |sum, digit| sum.checked_mul(10)?.checked_add(i128::from(digit - b'0')))
 }
 
 /// `value × 10^places`, rounded up.
@@ -335,7 +325,7 @@ mod tests {
         check("0.00000000000000000000000000001", Ok(("1n", 1, 1)));
         check("1.00000000000000000000000000001", Ok(("1000000001n", 1001, 2)));
         check("100Ei", Ok(("9223372036854775807", 9_223_372_036_854_775_807_000, 9_223_372_036_854_775_807)));
-        check("1e-999", Ok(("1n", 1, 1)));
+        check("1e-999", Ok(("1e-9", 1, 1)));
     }
 
     #[test]

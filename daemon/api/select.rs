@@ -504,7 +504,9 @@ impl<'a> Parser<'a> {
 
     fn number(&mut self) -> Result<i64, SelectError> {
         let word = self.word("an integer")?;
-        word.parse().map_err(|_| unexpected(Token::Word(word), "for 'Gt', 'Lt' operators, the value must be an integer"))
+        word.parse().map_err(|_| {
+            unexpected(Token::Word(word), "for 'Gt', 'Lt' operators, the value must be an integer")
+        })
     }
 
     fn set(&mut self) -> Result<Vec<String>, SelectError> {
@@ -579,4 +581,163 @@ fn unescape(value: &str) -> Result<String, SelectError> {
         }
     }
     Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn labels(text: &str) -> BTreeMap<String, String> {
+        text.split_terminator(',')
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    #[track_caller]
+    fn check(selector: &str, matching: &[&str], others: &[&str]) {
+        let selector = Labels::parse(selector).unwrap();
+        for text in matching {
+            assert!(selector.matches(&labels(text)), "{selector:?} has to match {text}");
+        }
+        for text in others {
+            assert!(!selector.matches(&labels(text)), "{selector:?} must not match {text}");
+        }
+    }
+
+    #[track_caller]
+    fn refuse(selector: &str, message: &str) {
+        assert_eq!(Labels::parse(selector).unwrap_err().to_string(), message, "{selector}");
+    }
+
+    #[test]
+    fn label_selectors_match_as_documented() {
+        check("", &["", "a=1"], &[]);
+        check("app=web", &["app=web,x=y"], &["", "app=api"]);
+        check(" app == web , tier!=db ", &["app=web", "app=web,tier=fe"], &["app=web,tier=db"]);
+        check("tier!=db", &["", "tier=x"], &["tier=db"]);
+        check("tier in (fe, db)", &["tier=fe", "tier=db"], &["tier=x", ""]);
+        check("tier notin (fe,db)", &["tier=x", ""], &["tier=fe"]);
+        check("tier", &["tier=", "tier=x"], &[""]);
+        check("!tier", &["", "x=y"], &["tier="]);
+        check("size>3,size<10", &["size=4"], &["size=3", "size=10", "size=x", ""]);
+        check("app=,x in (,)", &["app=,x="], &["app=a,x="]);
+        check("example.com/app=web", &["example.com/app=web"], &[""]);
+        check("in=notin", &["in=notin"], &["in=in"]);
+    }
+
+    #[test]
+    fn label_selectors_that_break_the_grammar_say_where() {
+        refuse(
+            "app=a||tier=b",
+            "unable to parse requirement: values[0][app]: Invalid value: \"a||tier\": a label value is empty or 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+        );
+        refuse("app,", "unable to parse requirement: found '', expected: identifier after ','");
+        refuse("app in fe", "unable to parse requirement: found 'fe', expected: '('");
+        refuse("app in (fe", "unable to parse requirement: found '', expected: ',', ')' or identifier");
+        refuse("app web", "unable to parse requirement: found 'web', expected: in, notin, =, ==, !=, gt, lt");
+        refuse(",app", "unable to parse requirement: found ',', expected: !, identifier, or 'end of string'");
+    }
+
+    #[test]
+    fn label_selector_objects_match_as_documented() {
+        let matches =
+            |selector: Value, text: &str| Labels::from_selector(&selector).unwrap().matches(&labels(text));
+        assert!(matches(json!({}), "") && !matches(Value::Null, "a=b"));
+        let both = json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["db"]}]});
+        assert!(matches(both.clone(), "app=web") && !matches(both, "app=web,tier=db"));
+        assert!(matches(
+            json!({"matchExpressions": [{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "DoesNotExist"}]}),
+            "a=1"
+        ));
+        for (wrong, message) in [
+            (
+                json!({"matchExpressions": [{"key": "a", "operator": "Is"}]}),
+                "invalid label selector: \"Is\" is not a valid label selector operator",
+            ),
+            (
+                json!({"matchExpressions": [{"key": "a", "operator": "In"}]}),
+                "invalid label selector: a: for 'in', 'notin' operators, values set can't be empty",
+            ),
+            (json!([1]), "invalid label selector: expected an object, found [1]"),
+        ] {
+            assert_eq!(Labels::from_selector(&wrong).unwrap_err().to_string(), message);
+        }
+        assert!(!Labels::from_map(&json!({})).unwrap().matches(&labels("a=b")));
+        assert!(
+            Labels::from_map(&json!({"a": "b"}))
+                .unwrap()
+                .matches_object(&json!({"metadata": {"labels": {"a": "b"}}}))
+        );
+    }
+
+    #[test]
+    fn field_selectors_match_and_unescape() {
+        let lookup = |key: &str| labels("metadata.name=a,status.phase=Running").get(key).cloned();
+        for (text, expected) in [
+            ("", true),
+            ("metadata.name=a", true),
+            ("metadata.name==a,status.phase!=Failed", true),
+            ("metadata.name!=a", false),
+            ("spec.nodeName=", true),
+            ("spec.nodeName!=", false),
+            (",metadata.name=a,", true),
+        ] {
+            assert_eq!(Fields::parse(text).unwrap().matches(lookup), expected, "{text}");
+        }
+        let escaped = Fields::parse(r"reason=a\,b\=c\\d").unwrap();
+        assert_eq!(escaped.required("reason"), Some(r"a,b=c\d"));
+        for (text, message) in [
+            ("metadata.name", "invalid selector: 'metadata.name'; can't understand 'metadata.name'"),
+            (r"a=\n", "invalid field selector: invalid escape sequence: \\n"),
+            ("a=b=c", "invalid field selector: invalid escape sequence: unescaped character in value: ="),
+        ] {
+            assert_eq!(Fields::parse(text).unwrap_err().to_string(), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_kind_is_selected_by_its_documented_fields_only() {
+        let pod = crate::kinds::by_kind("v1", "Pod").unwrap();
+        let object = json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running", "podIP": "10.0.0.1"}});
+        let fields = selectable_fields(pod, &object);
+        assert_eq!(fields["spec.nodeName"], "n");
+        assert_eq!(fields["spec.hostNetwork"], "false");
+        assert_eq!(fields["metadata.namespace"], "b");
+        assert!(Fields::parse("spec.nodeName=n,status.phase!=Failed").unwrap().matches_object(pod, &object));
+        let wrong = Fields::parse("spec.foo=1").unwrap().check(pod).unwrap_err().to_string();
+        assert!(
+            wrong.starts_with("field label not supported: spec.foo (Pod can be selected by metadata.name, "),
+            "{wrong}"
+        );
+        let event = crate::kinds::by_kind("v1", "Event").unwrap();
+        let object = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "a"}, "source": {"component": "kubelet"}, "type": "Warning"});
+        assert!(
+            Fields::parse("involvedObject.name=a,source=kubelet,type=Warning")
+                .unwrap()
+                .matches_object(event, &object)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_selector_or_an_error_and_never_a_panic(text in "[-a-z0-9!=<>(), ./\\\\ü]{0,40}") {
+            let _ = Labels::parse(&text).map(|l| l.matches(&BTreeMap::new()));
+            let _ = Fields::parse(&text).map(|f| f.matches(|_| None));
+        }
+
+        #[test]
+        fn a_requirement_and_its_negation_are_opposites(key in "[a-z]{1,3}", value in "[a-z]{0,3}", other in "[a-z]{0,3}") {
+            let labels = BTreeMap::from([(key.clone(), other)]);
+            for (yes, no) in [("=", "!="), (" in (", " notin (")] {
+                let end = if yes == "=" { "" } else { ")" };
+                let yes = Labels::parse(&format!("{key}{yes}{value}{end}")).unwrap();
+                let no = Labels::parse(&format!("{key}{no}{value}{end}")).unwrap();
+                prop_assert!(yes.matches(&labels) != no.matches(&labels));
+            }
+        }
+    }
 }
