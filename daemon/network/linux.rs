@@ -140,7 +140,7 @@ impl Network for LinuxNetwork {
 
     async fn apply_services(&self, table: &ServiceTable) -> Result<Changes, Error> {
         let (inner, table) = (Arc::clone(&self.inner), table.clone());
-        run("network-rules", move || inner.rules().apply(&table)).await
+        run("network-rules", move || inner.rules().apply(table)).await
     }
 
     fn addresses(&self) -> Addresses {

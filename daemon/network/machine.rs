@@ -166,7 +166,7 @@ impl Locked {
                 write_forwarding(&link.name, "1")?;
             }
         }
-        Ok(())
+        self.save()
     }
 
     /// Forgets what the instance needed, and puts back what nobody needs any more.

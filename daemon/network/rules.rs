@@ -35,14 +35,13 @@ pub(crate) struct Rules {
     applied: Option<Applied>,
 }
 
-#[derive(Default)]
 struct Applied {
     table: ServiceTable,
     sizes: Sizes,
 }
 
 /// The numbers of endpoints that have a chain: of services and of node ports.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Sizes {
     services: BTreeSet<u32>,
     ports: BTreeSet<u32>,
@@ -56,7 +55,7 @@ impl Rules {
         let exists = nft::table_exists(&socket, &layout.table).map_err(failed)?;
         let mut rules = Rules { layout, socket, applied: None };
         if !exists {
-            rules.replace(&ServiceTable::default())?;
+            rules.replace(ServiceTable::default())?;
             // The first call of a new process replaces, whatever it finds.
             rules.applied = None;
         }
@@ -64,15 +63,18 @@ impl Rules {
     }
 
     /// Makes the kernel's table equal to the wanted one.
-    pub(crate) fn apply(&mut self, wanted: &ServiceTable) -> Result<Changes, Error> {
+    pub(crate) fn apply(&mut self, wanted: ServiceTable) -> Result<Changes, Error> {
         let Some(applied) = self.applied.take() else { return self.replace(wanted) };
-        let changes = plan(&applied.table, wanted);
+        let changes = plan(&applied.table, &wanted);
         if changes.is_empty() {
             self.applied = Some(applied);
             return Ok(Changes::default());
         }
-        match self.update(applied, &changes, wanted) {
-            Ok(elements) => Ok(Changes { replaced: false, elements }),
+        match self.update(applied.sizes, &changes) {
+            Ok((elements, sizes)) => {
+                self.applied = Some(Applied { table: wanted, sizes });
+                Ok(Changes { replaced: false, elements })
+            }
             // Somebody else took the table, or elements of it, away: what is there is not known any more.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EEXIST)) => {
                 tracing::warn!(table = %self.layout.table, %error, "table was changed by others, replacing it");
@@ -97,16 +99,14 @@ impl Rules {
         }
     }
 
-    fn update(&mut self, applied: Applied, changes: &[Change], wanted: &ServiceTable) -> io::Result<usize> {
+    fn update(&self, mut sizes: Sizes, changes: &[Change]) -> io::Result<(usize, Sizes)> {
         let mut transaction = Transaction::new(&self.layout.table);
-        let mut sizes = applied.sizes;
         let elements = write_changes(&mut transaction, &self.layout, &mut sizes, changes);
         transaction.commit(&self.socket)?;
-        self.applied = Some(Applied { table: wanted.clone(), sizes });
-        Ok(elements)
+        Ok((elements, sizes))
     }
 
-    fn replace(&mut self, wanted: &ServiceTable) -> Result<Changes, Error> {
+    fn replace(&mut self, wanted: ServiceTable) -> Result<Changes, Error> {
         let mut transaction = Transaction::new(&self.layout.table);
         // Added first, so that it can be deleted whether it was there or not.
         transaction.add_table();
@@ -114,12 +114,12 @@ impl Rules {
         transaction.add_table();
         write_layout(&mut transaction, &self.layout);
         let mut sizes = Sizes::default();
-        let changes: Vec<Change> = elements(wanted).into_iter().map(Change::Add).collect();
+        let changes: Vec<Change> = elements(&wanted).into_iter().map(Change::Add).collect();
         let elements = write_changes(&mut transaction, &self.layout, &mut sizes, &changes);
         transaction
             .commit(&self.socket)
             .map_err(|source| failure(&self.layout, &format!("write {elements} elements"), source))?;
-        self.applied = Some(Applied { table: wanted.clone(), sizes });
+        self.applied = Some(Applied { table: wanted, sizes });
         Ok(Changes { replaced: true, elements })
     }
 }

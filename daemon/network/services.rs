@@ -99,34 +99,60 @@ pub enum Change {
 }
 
 /// What must change for `applied` to become `wanted`, removals first.
+///
+/// Looks closely only at the fronts that differ, so that one change among thousands of services stays cheap.
 pub fn plan(applied: &ServiceTable, wanted: &ServiceTable) -> Vec<Change> {
-    let applied = elements(applied);
-    let wanted = elements(wanted);
-    let gone = applied.difference(&wanted).map(|element| Change::Remove(*element));
-    let new = wanted.difference(&applied).map(|element| Change::Add(*element));
+    let (before, after) = (fronts(applied), fronts(wanted));
+    let differs = |front: &Front, endpoints: &[Endpoint], other: &BTreeMap<Front, &[Endpoint]>| {
+        other.get(front).is_none_or(|theirs| *theirs != endpoints)
+    };
+    let gone: BTreeMap<_, _> = before.iter().filter(|(front, all)| differs(front, all, &after)).collect();
+    let new: BTreeMap<_, _> = after.iter().filter(|(front, all)| differs(front, all, &before)).collect();
+    let gone_elements: BTreeSet<Element> =
+        gone.iter().flat_map(|(front, all)| of_front(**front, all)).collect();
+    let new_elements: BTreeSet<Element> =
+        new.iter().flat_map(|(front, all)| of_front(**front, all)).collect();
+    // Some elements serve several fronts: they stay while one that did not change has them.
+    let shared: BTreeSet<Element> = after
+        .iter()
+        .filter(|(front, _)| !new.contains_key(front))
+        .flat_map(|(front, all)| shared_of(*front, all))
+        .filter(|element| gone_elements.contains(element) || new_elements.contains(element))
+        .collect();
+    let stays = |element: &&Element| !shared.contains(element);
+    let gone = gone_elements.difference(&new_elements).filter(stays).map(|element| Change::Remove(*element));
+    let new = new_elements.difference(&gone_elements).filter(stays).map(|element| Change::Add(*element));
     gone.chain(new).collect()
 }
 
 /// Every element that makes a table real.
 pub fn elements(table: &ServiceTable) -> BTreeSet<Element> {
-    let services =
-        table.services.iter().map(|(key, endpoints)| (Front::Service(*key), key.protocol, endpoints));
+    fronts(table).into_iter().flat_map(|(front, all)| of_front(front, all)).collect()
+}
+
+fn fronts(table: &ServiceTable) -> BTreeMap<Front, &[Endpoint]> {
+    let services = table.services.iter().map(|(key, all)| (Front::Service(*key), all.as_slice()));
     let ports = table
         .node_ports
         .iter()
-        .map(|((port, protocol), endpoints)| (Front::NodePort(*port, *protocol), *protocol, endpoints));
-    let mut elements = BTreeSet::new();
-    for (front, protocol, endpoints) in services.chain(ports) {
-        let count = u32::try_from(endpoints.len())
-            .expect("a table of endpoints that fits in memory counts in 32 bits");
-        elements.insert(if count == 0 { Element::Refused(front) } else { Element::Count(front, count) });
-        for (index, endpoint) in (0..count).zip(endpoints) {
-            elements.insert(Element::Endpoint(front, index, *endpoint));
-            elements.insert(Element::Hairpin(endpoint.ip));
-            elements.insert(Element::Reached(*endpoint, protocol));
-        }
-    }
-    elements
+        .map(|((port, protocol), all)| (Front::NodePort(*port, *protocol), all.as_slice()));
+    services.chain(ports).collect()
+}
+
+fn of_front(front: Front, all: &[Endpoint]) -> impl Iterator<Item = Element> {
+    let count = u32::try_from(all.len()).expect("endpoints that fit in memory count in 32 bits");
+    let head = if count == 0 { Element::Refused(front) } else { Element::Count(front, count) };
+    let own = (0..count).zip(all).map(move |(index, endpoint)| Element::Endpoint(front, index, *endpoint));
+    std::iter::once(head).chain(own).chain(shared_of(front, all))
+}
+
+/// The elements of a front that other fronts may have as well.
+fn shared_of(front: Front, all: &[Endpoint]) -> impl Iterator<Item = Element> {
+    let protocol = match front {
+        Front::Service(key) => key.protocol,
+        Front::NodePort(_, protocol) => protocol,
+    };
+    all.iter().flat_map(move |it| [Element::Hairpin(it.ip), Element::Reached(*it, protocol)])
 }
 
 #[cfg(test)]
