@@ -136,6 +136,7 @@ fn covers(key: &str, image: &str) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests {
     use super::*;
 

@@ -82,49 +82,44 @@ pub enum Error {
     },
     /// The registry has no such image.
     #[error(
-        "registry {registry}: image {reference} not found (404): push it there or `holdfast image load` it"
+        "registry {}: image {reference} not found (404): push it there or `holdfast image load` it",
+        reference.registry()
     )]
     NotFound {
-        /// Host and port of the registry.
-        registry: String,
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
     },
     /// The registry wants other credentials than it was given, or any.
     #[error(
-        "registry {registry}: access to image {reference} denied: it is private or not there; \
-         give credentials for {registry} (a docker config.json with `auths`), or `holdfast image load` it"
+        "registry {0}: access to image {reference} denied: it is private or not there; \
+         give credentials for {0} (a docker config.json with `auths`), or `holdfast image load` it",
+        reference.registry()
     )]
     Denied {
-        /// Host and port of the registry.
-        registry: String,
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// What the registry said.
         #[source]
         source: Arc<dyn StdError + Send + Sync>,
     },
     /// The registry could not be spoken to.
     #[error(
-        "registry {registry}: cannot be reached for image {reference}: check its address and that it runs, \
-         or `holdfast image load` the image"
+        "registry {}: cannot be reached for image {reference}: check its address and that it runs, \
+         or `holdfast image load` the image",
+        reference.registry()
     )]
     Unreachable {
-        /// Host and port of the registry.
-        registry: String,
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// What the network said.
         #[source]
         source: Arc<dyn StdError + Send + Sync>,
     },
     /// Any other failure of a pull.
-    #[error("registry {registry}: pull image {reference}: {what}")]
+    #[error("registry {}: pull image {reference}: {what}", reference.registry())]
     Pull {
-        /// Host and port of the registry.
-        registry: String,
         /// Which image.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Which part of it.
         what: String,
         /// What the registry or the network said.

@@ -180,8 +180,7 @@ impl Registry {
             return Error::Digest { what, expected: digest.to_string(), found: actual.clone() };
         }
         Error::Pull {
-            registry: self.reference.registry().to_owned(),
-            reference: self.reference.clone(),
+            reference: Box::new(self.reference.clone()),
             what: format!("blob {digest} ended early"),
             source: Arc::new(error),
         }
@@ -208,26 +207,26 @@ fn failure(reference: &Reference, what: &str, error: OciDistributionError) -> Er
         E::RegistryError { envelope, .. } => envelope.errors.iter().any(|e| codes.contains(&e.code)),
         _ => false,
     };
-    let (registry, reference) = (reference.registry().to_owned(), reference.clone());
+    let reference = Box::new(reference.clone());
     let unknown = [OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound];
     if has(&unknown) || matches!(error, E::ImageManifestNotFoundError(_) | E::ServerError { code: 404, .. }) {
-        return Error::NotFound { registry, reference };
+        return Error::NotFound { reference };
     }
     let denied = matches!(
         error,
         E::UnauthorizedError { .. } | E::AuthenticationFailure(_) | E::ServerError { code: 401 | 403, .. }
     );
     if denied || has(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
-        return Error::Denied { registry, reference, source: Arc::new(error) };
+        return Error::Denied { reference, source: Arc::new(error) };
     }
     let unreachable = match &error {
         E::RequestError(request) => is_unreachable(request),
         _ => false,
     };
     if unreachable {
-        return Error::Unreachable { registry, reference, source: Arc::new(error) };
+        return Error::Unreachable { reference, source: Arc::new(error) };
     }
-    Error::Pull { registry, reference, what: what.to_owned(), source: Arc::new(error) }
+    Error::Pull { reference, what: what.to_owned(), source: Arc::new(error) }
 }
 
 /// No connection, or none that answered in time: told by the chain, since the HTTP client's type is not ours.

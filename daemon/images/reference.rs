@@ -198,6 +198,7 @@ fn check_tag(tag: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests {
     use super::*;
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::ops::Range;
 use tar::{EntryType, Header};
 
 const BLOCK_BYTES: u64 = 512;
@@ -47,7 +48,6 @@ impl<R: Read> Tarball<R> {
     /// The next file, directory, link or device; what is left of the entry before it is skipped.
     pub(crate) fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut pax = self.global.clone();
-        let (mut long_name, mut long_link) = (None, None);
         let mut left = EXTENSION_BYTES_MAX;
         loop {
             self.skip(self.body_left + self.padding)?;
@@ -55,9 +55,11 @@ impl<R: Read> Tarball<R> {
             let Some(header) = self.header()? else { return Ok(None) };
             let kind = header.entry_type();
             if kind.is_gnu_longname() {
-                long_name = Some(self.long(&header, &mut left)?);
+                let name = self.long(&header, &mut left)?;
+                pax.insert("path".into(), name);
             } else if kind.is_gnu_longlink() {
-                long_link = Some(self.long(&header, &mut left)?);
+                let link = self.long(&header, &mut left)?;
+                pax.insert("linkpath".into(), link);
             } else if kind.is_pax_local_extensions() {
                 pax.extend(parse_pax(&self.extension(&header, &mut left)?)?);
             } else if kind.is_pax_global_extensions() {
@@ -67,9 +69,7 @@ impl<R: Read> Tarball<R> {
                 self.global.extend(global.clone());
                 pax.extend(global);
             } else {
-                let mut entry = entry(&header, pax)?;
-                entry.path = long_name.unwrap_or(entry.path);
-                entry.link = long_link.unwrap_or(entry.link);
+                let entry = entry(&header, pax)?;
                 self.body_left = entry.size;
                 self.padding = padding(entry.size);
                 return Ok(Some(entry));
@@ -179,16 +179,17 @@ fn entry(header: &Header, mut pax: Pax) -> io::Result<Entry> {
     let has_body = kind.is_file() || kind.is_contiguous();
     let size = match pax.get("size") {
         Some(size) => number(size)?,
-        None => header.entry_size()?,
+        None => field(header, 124..136, Header::entry_size)?,
     };
     let id = |key, plain: io::Result<u64>| {
         let id = pax.get(key).map_or(plain, |value| number(value))?;
         u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| bad("an owner is out of range"))
     };
-    let (uid, gid) = (id("uid", header.uid())?, id("gid", header.gid())?);
+    let (uid, gid) =
+        (id("uid", field(header, 108..116, Header::uid))?, id("gid", field(header, 116..124, Header::gid))?);
     let (mtime_seconds, mtime_nanos) = match pax.get("mtime") {
         Some(mtime) => time(mtime)?,
-        None => (i64::try_from(header.mtime()?).unwrap_or(i64::MAX), 0),
+        None => (i64::try_from(field(header, 136..148, Header::mtime)?).unwrap_or(0), 0),
     };
     let xattrs = pax
         .iter()
@@ -198,7 +199,7 @@ fn entry(header: &Header, mut pax: Pax) -> io::Result<Entry> {
         path,
         kind,
         link,
-        mode: header.mode()? & 0o7777,
+        mode: field(header, 100..108, |header| header.mode().map(u64::from))? as u32 & 0o7777,
         uid,
         gid,
         mtime_seconds,
@@ -207,6 +208,14 @@ fn entry(header: &Header, mut pax: Pax) -> io::Result<Entry> {
         // As in Go's reader: only files have a body, whatever the size field of a link says.
         size: if has_body { size } else { 0 },
     })
+}
+
+/// A number of the header; an empty field is 0, as in Go's reader.
+fn field(header: &Header, at: Range<usize>, read: fn(&Header) -> io::Result<u64>) -> io::Result<u64> {
+    if header.as_bytes()[at].iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(0);
+    }
+    read(header)
 }
 
 /// Records of `length key=value\n`; a value may hold any byte, so the length rules.
@@ -259,6 +268,7 @@ fn bad(why: &str) -> io::Error {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests {
     use super::*;
 

@@ -93,7 +93,7 @@ fn accept(listener: &TcpListener, host: &Arc<str>, open: &Arc<AtomicUsize>) {
             continue;
         };
         if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
-            let _ = respond(&mut stream, "503 Service Unavailable", "too many connections\n");
+            let _ = respond(&mut stream, "GET", "503 Service Unavailable", "too many connections\n");
             open.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
@@ -126,24 +126,28 @@ fn answer(stream: TcpStream, host: &str) -> io::Result<()> {
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = path.split('?').next().unwrap_or_default();
     match (method, path) {
-        ("GET" | "HEAD", "/healthz") => respond(&mut stream, "200 OK", "ok\n"),
+        ("GET" | "HEAD", "/healthz") => respond(&mut stream, method, "200 OK", "ok\n"),
         ("GET" | "HEAD", "/") => {
             let mut out = io::stdout().lock();
             writeln!(out, "{method} {path} from {}", client.ip())?;
             out.flush()?;
             drop(out);
-            respond(&mut stream, "200 OK", &format!("You've hit {host}\n{}\n", greeting()))
+            respond(&mut stream, method, "200 OK", &format!("You've hit {host}\n{}\n", greeting()))
         }
-        ("GET" | "HEAD", _) => respond(&mut stream, "404 Not Found", "only / and /healthz are here\n"),
-        _ => respond(&mut stream, "405 Method Not Allowed", "only GET and HEAD are answered\n"),
+        ("GET" | "HEAD", _) => {
+            respond(&mut stream, method, "404 Not Found", "only / and /healthz are here\n")
+        }
+        _ => respond(&mut stream, method, "405 Method Not Allowed", "only GET and HEAD are answered\n"),
     }
 }
 
-fn respond(stream: &mut TcpStream, status: &str, body: &str) -> io::Result<()> {
+fn respond(stream: &mut TcpStream, method: &str, status: &str, body: &str) -> io::Result<()> {
     let length = body.len();
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
+    // HEAD is answered like GET, without the body.
+    let body = if method == "HEAD" { "" } else { body };
     stream.write_all((head + body).as_bytes())
 }
 
