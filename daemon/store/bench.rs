@@ -19,8 +19,8 @@ struct Figure {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // By hand, so that the figures are of the disk that the build is on, not of a tmpfs.
-    let dir = tempfile::Builder::new().prefix("store-bench").tempdir_in(".")?;
+    // Beside the build, since /tmp may be a tmpfs.
+    let dir = tempfile::Builder::new().prefix("store-bench").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
     let mut figures = Vec::new();
     for durability in [Durability::Synced, Durability::Journalled] {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 const CACHE_BYTES: u64 = 256 << 10;
-const MEMTABLE_BYTES: u64 = 2 << 20;
+const MEMTABLE_BYTES: u64 = 4 << 20;
 /// The least that fjall allows.
 const JOURNAL_BYTES: u64 = 64 << 20;
 const OPEN_FILES: usize = 32;
@@ -74,11 +74,11 @@ impl Disk for FjallDisk {
         let fault = |source| Fault { attempted: format!("read the store in {}", dir.display()), source };
         let open = self.opened()?;
         for item in open.keyspace.prefix([OBJECT]) {
-            let (key, value) = item.into_inner().map_err(|error| fault(Arc::new(error)))?;
+            let (key, value) = item.into_inner().map_err(|error| fault(source_of(error)))?;
             let (key, stored) = decode(&key, &value).map_err(|error| fault(Arc::new(error)))?;
             each(key, stored);
         }
-        let ceiling = open.keyspace.get(CEILING).map_err(|error| fault(Arc::new(error)))?;
+        let ceiling = open.keyspace.get(CEILING).map_err(|error| fault(source_of(error)))?;
         ceiling.map_or(Ok(0), |bytes| revision(&bytes)).map_err(|error| fault(Arc::new(error)))
     }
 
@@ -170,7 +170,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 /// The I/O error itself where there is one: fjall's own text is its debug form.
 fn source_of(error: fjall::Error) -> Arc<dyn std::error::Error + Send + Sync> {
     match error {
-        fjall::Error::Io(error) => Arc::new(error),
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => Arc::new(error),
         error => Arc::new(error),
     }
 }

@@ -142,7 +142,7 @@ impl Default for Config {
 /// What can go wrong with a store.
 #[derive(thiserror::Error)]
 pub enum Error<H> {
-    /// The expectation did not hold; `current` is what the key holds by the newest numbered change.
+    /// The expectation did not hold; `current` is what the key holds by the newest change, and snapshots show it.
     #[error("{key} is not as the change expected it")]
     Conflict {
         /// Which key.

@@ -46,6 +46,8 @@ pub struct Appends {
 struct Platter {
     written: State,
     durable: State,
+    /// Written, but not durable yet.
+    unsynced: Vec<Group>,
     failure: Failure,
     appends: Appends,
 }
@@ -79,6 +81,18 @@ impl MemoryDisk {
     }
 }
 
+impl State {
+    fn apply(&mut self, group: &Group) {
+        for record in &group.records {
+            match &record.stored {
+                Some(stored) => self.keys.insert(record.key.clone(), stored.clone()),
+                None => self.keys.remove(&record.key),
+            };
+        }
+        self.ceiling = group.ceiling.unwrap_or(self.ceiling);
+    }
+}
+
 impl Disk for MemoryDisk {
     fn load(&mut self, each: &mut dyn FnMut(Arc<str>, Stored)) -> Result<Revision, Fault> {
         let platter = self.lock();
@@ -98,13 +112,8 @@ impl Disk for MemoryDisk {
             platter.appends.failed += 1;
             return Err(full());
         }
-        for record in &group.records {
-            match &record.stored {
-                Some(stored) => platter.written.keys.insert(record.key.clone(), stored.clone()),
-                None => platter.written.keys.remove(&record.key),
-            };
-        }
-        platter.written.ceiling = group.ceiling.unwrap_or(platter.written.ceiling);
+        platter.written.apply(group);
+        platter.unsynced.push(group.clone());
         if platter.failure == Failure::LateError {
             platter.appends.failed += 1;
             return Err(full());
@@ -112,7 +121,9 @@ impl Disk for MemoryDisk {
         match durability {
             Durability::Synced => {
                 platter.appends.synced += 1;
-                platter.durable = platter.written.clone();
+                for group in std::mem::take(&mut platter.unsynced) {
+                    platter.durable.apply(&group);
+                }
             }
             Durability::Journalled => platter.appends.journalled += 1,
         }
