@@ -94,13 +94,14 @@ impl Delivery {
 
     async fn layer(&self, layer: Descriptor, diff_id: Digest) -> Result<(), Error> {
         let blob = self.blob(&layer).await?;
-        let turn = self.turns.of(&diff_id);
-        let _turn = turn.lock_owned().await;
+        let turn = self.turns.of(&diff_id).lock_owned().await;
         if self.shelf.disk.has_layer(&diff_id) {
             return Ok(());
         }
         let shelf = self.shelf.clone();
         blocking("unpack a layer", move || {
+            // Blocking work goes on when its caller is dropped, so the turn ends with the work.
+            let _turn = turn;
             let dir = shelf.disk.scratch_dir()?;
             unpack(&diff_id, shelf.disk.open_blob(&blob)?, dir.path(), &shelf.config)?;
             shelf.disk.keep_layer(dir, &diff_id)

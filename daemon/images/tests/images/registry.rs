@@ -139,6 +139,27 @@ async fn an_image_is_pulled_once_however_many_want_it() {
 }
 
 #[tokio::test]
+async fn a_pull_given_up_at_any_point_does_not_hinder_the_next() {
+    provide_crypto();
+    let sample = sample();
+    for steps in 0..20 {
+        let (store, registry) = (Store::new(), Shelf::of(&sample).open().await);
+        let reference = registry.reference("x:1");
+        {
+            let mut given_up = std::pin::pin!(store.images.pull(&reference, None));
+            for _ in 0..steps * 10 {
+                if futures::poll!(given_up.as_mut()).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        let image = store.images.pull(&reference, None).await.unwrap();
+        assert_eq!(fs::read(image.layers[1].join("b")).unwrap(), b"above", "after {steps} steps");
+    }
+}
+
+#[tokio::test]
 async fn the_manifest_of_this_platform_is_chosen_from_an_index() {
     let sample = sample();
     let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
