@@ -1,1 +1,320 @@
-//! table
+//! Prints objects as rows: `meta.k8s.io/v1` Tables with the columns that users of kubectl know.
+//!
+//! Invariant: a kind's columns are rows of one table and its cells one function; both have the same length.
+//! Invariant: ages are counted from the `now` that is given.
+
+mod age;
+mod network;
+mod pod;
+mod workloads;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::kinds::Kind;
+
+/// What a row carries of its object beside the cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IncludeObject {
+    /// `includeObject=Metadata`, the default: a `PartialObjectMetadata`.
+    Metadata,
+    /// `includeObject=None`.
+    None,
+    /// `includeObject=Object`: all of it.
+    Object,
+}
+
+/// The Table of these objects. `list_meta` becomes the table's metadata: resource version, continue token.
+pub fn table(
+    kind: &Kind,
+    objects: &[&Value],
+    now: Timestamp,
+    include: IncludeObject,
+    list_meta: Value,
+) -> Value {
+    let view = view(kind);
+    let columns: Vec<Value> = view.columns.iter().map(Column::definition).collect();
+    let rows: Vec<Value> = objects.iter().map(|object| row(&view, object, now, include)).collect();
+    json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows })
+}
+
+/// A column as kubectl shows it; wide ones have priority 1.
+struct Column {
+    name: &'static str,
+    of: &'static str,
+    format: &'static str,
+    wide: bool,
+}
+
+type Cells = fn(&Value, Timestamp) -> Vec<Value>;
+
+struct View {
+    columns: &'static [Column],
+    cells: Cells,
+}
+
+const NAME: Column = Column { name: "Name", of: "string", format: "name", wide: false };
+const AGE: Column = text("Age");
+
+const fn text(name: &'static str) -> Column {
+    Column { name, of: "string", format: "", wide: false }
+}
+
+const fn wide(name: &'static str) -> Column {
+    Column { name, of: "string", format: "", wide: true }
+}
+
+const fn number(name: &'static str) -> Column {
+    Column { name, of: "integer", format: "", wide: false }
+}
+
+impl Column {
+    fn definition(&self) -> Value {
+        json!({ "name": self.name, "type": self.of, "format": self.format, "description": "", "priority": i32::from(self.wide) })
+    }
+}
+
+fn view(kind: &Kind) -> View {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "ConfigMap") => View { columns: const { &[NAME, number("Data"), AGE] }, cells: config_map },
+        ("", "Event") => View { columns: EVENT, cells: event },
+        ("", "Namespace") => View { columns: const { &[NAME, text("Status"), AGE] }, cells: namespace },
+        ("", "Node") => View { columns: NODE, cells: node },
+        ("", "Pod") => View { columns: pod::COLUMNS, cells: pod::cells },
+        ("", "Secret") => View { columns: const { &[NAME, text("Type"), number("Data"), AGE] }, cells: secret },
+        ("", "Service") => View { columns: network::SERVICE, cells: network::service },
+        ("", "ServiceAccount") => View { columns: const { &[NAME, number("Secrets"), AGE] }, cells: service_account },
+        ("apps", "Deployment") => View { columns: workloads::DEPLOYMENT, cells: workloads::deployment },
+        ("apps", "ReplicaSet") => View { columns: workloads::REPLICA_SET, cells: workloads::replica_set },
+        ("batch", "Job") => View { columns: workloads::JOB, cells: workloads::job },
+        ("coordination.k8s.io", "Lease") => View { columns: const { &[NAME, text("Holder"), AGE] }, cells: lease },
+        ("discovery.k8s.io", "EndpointSlice") => {
+            View { columns: network::ENDPOINT_SLICE, cells: network::endpoint_slice }
+        }
+        ("networking.k8s.io", "Ingress") => View { columns: network::INGRESS, cells: network::ingress },
+        ("networking.k8s.io", "IngressClass") => {
+            View { columns: network::INGRESS_CLASS, cells: network::ingress_class }
+        }
+        ("holdfast.dev", "Application") => View { columns: APPLICATION, cells: application },
+        _ => View { columns: const { &[NAME, AGE] }, cells: |object, now| vec![name(object), age_of(object, now)] },
+    }
+}
+
+fn row(view: &View, object: &Value, now: Timestamp, include: IncludeObject) -> Value {
+    let cells = (view.cells)(object, now);
+    match include {
+        IncludeObject::None => json!({ "cells": cells }),
+        IncludeObject::Object => json!({ "cells": cells, "object": object }),
+        IncludeObject::Metadata => json!({ "cells": cells, "object": {
+            "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] } }),
+    }
+}
+
+const NODE: &[Column] = &[
+    NAME,
+    text("Status"),
+    text("Roles"),
+    AGE,
+    text("Version"),
+    wide("Internal-IP"),
+    wide("External-IP"),
+    wide("OS-Image"),
+    wide("Kernel-Version"),
+    wide("Container-Runtime"),
+];
+
+fn node(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ready = condition(object, "Ready");
+    let mut status = vec![match ready {
+        Some("True") => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    }];
+    if object["spec"]["unschedulable"] == true {
+        status.push("SchedulingDisabled");
+    }
+    let labels = object["metadata"]["labels"].as_object();
+    let mut roles: Vec<&str> = labels
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) if !role.is_empty() => Some(role),
+            _ => value.as_str().filter(|role| key == "kubernetes.io/role" && !role.is_empty()),
+        })
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let of_system = &object["status"]["nodeInfo"];
+    let known = |name: &str| or(string(&of_system[name]), "<unknown>");
+    vec![
+        name(object),
+        status.join(",").into(),
+        or(&roles.join(","), "<none>"),
+        age_of(object, now),
+        of_system["kubeletVersion"].as_str().unwrap_or_default().into(),
+        or(address(object, "InternalIP"), "<none>"),
+        or(address(object, "ExternalIP"), "<none>"),
+        known("osImage"),
+        known("kernelVersion"),
+        known("containerRuntimeVersion"),
+    ]
+}
+
+fn address<'a>(node: &'a Value, of_type: &str) -> &'a str {
+    let addresses = items(&node["status"]["addresses"]);
+    addresses
+        .iter()
+        .find(|address| address["type"] == of_type)
+        .map_or("", |address| string(&address["address"]))
+}
+
+const EVENT: &[Column] = &[
+    text("Last Seen"),
+    text("Type"),
+    text("Reason"),
+    text("Object"),
+    wide("Subobject"),
+    wide("Source"),
+    text("Message"),
+    wide("First Seen"),
+    Column { name: "Count", of: "integer", format: "", wide: true },
+    Column { name: "Name", of: "string", format: "name", wide: true },
+];
+
+fn event(object: &Value, now: Timestamp) -> Vec<Value> {
+    let first = [&object["firstTimestamp"], &object["eventTime"]].into_iter().find(|time| time.is_string());
+    let last = [&object["series"]["lastObservedTime"], &object["lastTimestamp"]]
+        .into_iter()
+        .find(|time| time.is_string());
+    let count = object["series"]["count"]
+        .as_i64()
+        .or(object["count"].as_i64())
+        .filter(|count| *count > 0)
+        .unwrap_or(1);
+    let about = &object["involvedObject"];
+    let (component, host) = (string(&object["source"]["component"]), string(&object["source"]["host"]));
+    let component = if component.is_empty() { string(&object["reportingComponent"]) } else { component };
+    let source = if host.is_empty() { component.to_owned() } else { format!("{component}, {host}") };
+    vec![
+        age::since(last.or(first).unwrap_or(&Value::Null), now).into(),
+        object["type"].as_str().unwrap_or_default().into(),
+        object["reason"].as_str().unwrap_or_default().into(),
+        format!("{}/{}", string(&about["kind"]).to_lowercase(), string(&about["name"])).into(),
+        string(&about["fieldPath"]).into(),
+        source.into(),
+        string(&object["message"]).trim().into(),
+        age::since(first.or(last).unwrap_or(&Value::Null), now).into(),
+        count.into(),
+        name(object),
+    ]
+}
+
+const APPLICATION: &[Column] =
+    &[NAME, text("Source"), text("Revision"), text("Sync"), text("Health"), AGE, wide("Message")];
+
+fn application(object: &Value, now: Timestamp) -> Vec<Value> {
+    let (source, status) = (&object["spec"]["source"], &object["status"]);
+    let location = if source["git"].is_string() { string(&source["git"]) } else { string(&source["dir"]) };
+    let revision = string(&status["sync"]["revision"]);
+    let short = if revision.len() == 40 && revision.is_ascii() { &revision[..7] } else { revision };
+    let message = [&status["health"]["message"], &status["sync"]["message"]]
+        .into_iter()
+        .map(string)
+        .find(|text| !text.is_empty());
+    vec![
+        name(object),
+        location.into(),
+        or(short, "<none>"),
+        or(string(&status["sync"]["state"]), "Unknown"),
+        or(string(&status["health"]["code"]), "Unknown"),
+        age_of(object, now),
+        message.unwrap_or_default().into(),
+    ]
+}
+
+fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
+    let count = keys(&object["data"]) + keys(&object["binaryData"]);
+    vec![name(object), count.into(), age_of(object, now)]
+}
+
+fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), string(&object["type"]).into(), keys(&object["data"]).into(), age_of(object, now)]
+}
+
+fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), items(&object["secrets"]).len().into(), age_of(object, now)]
+}
+
+fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), string(&object["status"]["phase"]).into(), age_of(object, now)]
+}
+
+fn lease(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), string(&object["spec"]["holderIdentity"]).into(), age_of(object, now)]
+}
+
+fn name(object: &Value) -> Value {
+    object["metadata"]["name"].as_str().unwrap_or_default().into()
+}
+
+fn age_of(object: &Value, now: Timestamp) -> Value {
+    age::since(&object["metadata"]["creationTimestamp"], now).into()
+}
+
+fn string(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn or(text: &str, otherwise: &str) -> Value {
+    if text.is_empty() { otherwise.into() } else { text.into() }
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn keys(value: &Value) -> usize {
+    value.as_object().map_or(0, serde_json::Map::len)
+}
+
+fn count(value: &Value) -> i64 {
+    value.as_i64().unwrap_or(0)
+}
+
+/// The status of a condition.
+fn condition<'a>(object: &'a Value, of_type: &str) -> Option<&'a str> {
+    items(&object["status"]["conditions"]).iter().find(|one| one["type"] == of_type)?["status"].as_str()
+}
+
+/// `a=1,b in (x,y)`: a LabelSelector as kubectl prints it; `<none>` when it is empty.
+fn selector(selector: &Value) -> Value {
+    let mut terms: Vec<String> = pairs(&selector["matchLabels"]);
+    for term in items(&selector["matchExpressions"]) {
+        let key = string(&term["key"]);
+        let mut values: Vec<&str> = items(&term["values"]).iter().map(string).collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        terms.push(match string(&term["operator"]) {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "DoesNotExist" => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    or(&terms.join(","), "<none>")
+}
+
+/// `a=1` of each entry, sorted.
+fn pairs(map: &Value) -> Vec<String> {
+    let mut pairs: Vec<String> = map
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", string(value)))
+        .collect();
+    pairs.sort_unstable();
+    pairs
+}
+
+#[cfg(test)]
+mod tests;
