@@ -1,0 +1,103 @@
+//! How server-side apply sees a value: a leaf owned as a whole, a struct or map, a set, or a list of keyed items.
+//!
+//! Invariant: two values at one path are seen in the same form by whoever walks them.
+
+use serde_json::{Map, Value};
+
+use super::fieldset::item_step;
+use crate::schema::{Field, ListType, Object, Shape, TypeRef};
+
+/// The form of the values at one path.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    /// Owned as a whole: scalars, atomic lists and maps, arbitrary JSON.
+    Leaf,
+    /// A leaf whose values are equal when the quantities are.
+    Quantity,
+    /// A struct: fields by name.
+    Fields(&'static Object),
+    /// A map from any name to one type.
+    Map(TypeRef),
+    /// A list of scalars, each once.
+    Set,
+    /// A list of objects identified by keys.
+    Items(&'static [&'static str], &'static Object),
+    /// Not in the table: objects are maps, all else is a leaf.
+    Unknown,
+}
+
+impl Form {
+    /// The form of a field of a struct.
+    pub(super) fn of_field(field: &'static Field) -> Form {
+        match field.of.shape() {
+            Shape::Array(item) => match (field.list, item.shape()) {
+                (ListType::Set, _) => Form::Set,
+                (ListType::Map, Shape::Object(object)) => Form::Items(&field.keys, object),
+                _ => Form::Leaf,
+            },
+            _ if field.atomic_map => Form::Leaf,
+            _ => Form::of_type(field.of),
+        }
+    }
+
+    fn of_type(of: TypeRef) -> Form {
+        match of.shape() {
+            Shape::Object(object) if object.atomic => Form::Leaf,
+            Shape::Object(object) => Form::Fields(object),
+            Shape::Map(value) => Form::Map(value),
+            Shape::Quantity => Form::Quantity,
+            _ => Form::Leaf,
+        }
+    }
+
+    /// The form of what stands under a name.
+    pub(super) fn child(self, name: &str) -> Form {
+        match self {
+            Form::Fields(object) => object.field(name).map_or(Form::Unknown, Form::of_field),
+            Form::Map(value) => Form::of_type(value),
+            _ => Form::Unknown,
+        }
+    }
+
+    /// Whether values are walked name by name.
+    pub(super) fn is_map(self, a: Option<&Value>, b: Option<&Value>) -> bool {
+        match self {
+            Form::Fields(_) | Form::Map(_) => true,
+            Form::Unknown => [a, b].into_iter().flatten().any(Value::is_object),
+            _ => false,
+        }
+    }
+
+    /// Whether values are walked item by item.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Form::Set | Form::Items(..))
+    }
+
+    /// The form of the items of a list.
+    pub(super) fn item(self) -> Form {
+        match self {
+            Form::Items(_, object) => Form::Fields(object),
+            _ => Form::Leaf,
+        }
+    }
+
+    /// Whether two leaves are the same value.
+    pub(super) fn equal(self, a: &Value, b: &Value) -> bool {
+        a == b
+            || matches!(self, Form::Quantity) && {
+                let quantity = |value| crate::quantity::Quantity::from_value(value).ok();
+                quantity(a).is_some_and(|a| Some(a) == quantity(b))
+            }
+    }
+}
+
+/// The fields of an object; nothing for null and absent.
+pub(super) fn entries(value: Option<&Value>) -> Option<&Map<String, Value>> {
+    value.and_then(Value::as_object)
+}
+
+/// The items of a list with the step that names each of them. An item without its keys has no name.
+pub(super) fn items(form: Form, value: Option<&Value>) -> Vec<(Option<String>, &Value)> {
+    let list = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    list.iter().map(|item| (item_step(form, item), item)).collect()
+}
