@@ -1,1 +1,70 @@
-//! controllers
+//! The controllers: one file per kind that keeps its objects as asked for.
+//!
+//! Invariant: a controller knows the door and the caches, never the store, the node or another controller.
+//! Invariant: every controller is a `reconcile::Reconciler`; what it decides is a pure function of what it saw.
+
+mod deployment;
+mod endpointslice;
+mod garbage;
+mod job;
+mod names;
+mod namespace;
+mod owned;
+mod pods;
+mod replicaset;
+mod step;
+mod wakes;
+
+#[cfg(test)]
+mod golden;
+
+pub use wakes::start;
+
+/// What a controller's round fails with. The loop tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster did not answer a question.
+    #[error("read {what}")]
+    Read {
+        /// Kind, namespace and name.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// An object could not be made.
+    #[error("create {what}")]
+    Create {
+        /// Kind, namespace and name.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The name that follows from the owner belongs to an object of someone else.
+    #[error(
+        "create {what}: the name belongs to an object that this owner does not control; delete or rename that one"
+    )]
+    NameTaken {
+        /// Kind, namespace and name.
+        what: String,
+    },
+    /// An object could not be changed; a conflict means that it changed meanwhile and is looked at again.
+    #[error("update {what}")]
+    Update {
+        /// Kind, namespace and name.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// An object could not be deleted.
+    #[error("delete {what}")]
+    Delete {
+        /// Kind, namespace and name.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}

@@ -1,0 +1,144 @@
+//! Which objects belong to whom, and what was done to them that the caches do not show yet.
+//!
+//! Invariant: an index entry is what the cache said at the last change of that object.
+//! Invariant: what is pending only ever makes a controller wait; it is forgotten when the cache shows it, or after
+//! `PATIENCE`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use client::{Cache, Key, Object, key_of};
+use tokio::time::Instant;
+
+use crate::pods::{controller, uid};
+
+/// How long a created object may take to be seen, before a controller stops to count on it: it may have been deleted
+/// before it was looked at.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The objects of one kind by the uid of their controller; those without a controller are found under no uid.
+pub(crate) struct Owned<K> {
+    cache: Cache<K>,
+    index: Arc<Mutex<Index>>,
+}
+
+type Index = BTreeMap<(String, String), BTreeSet<Key>>;
+
+impl<K: Object> Owned<K> {
+    /// Follows a cache.
+    pub(crate) fn follow(cache: Cache<K>) -> Owned<K> {
+        let index: Arc<Mutex<Index>> = Arc::default();
+        let (seen, into) = (cache.clone(), Arc::clone(&index));
+        cache.listen(move |object: &Arc<K>| {
+            let key = key_of(&**object);
+            let live = seen.get(&key).map(|live| place(&*live));
+            let told = place(&**object);
+            let mut index = locked(&into);
+            if live.as_ref() != Some(&told)
+                && let Some(keys) = index.get_mut(&told)
+            {
+                keys.remove(&key);
+                if keys.is_empty() {
+                    index.remove(&told);
+                }
+            }
+            if let Some(live) = live {
+                index.entry(live).or_default().insert(key);
+            }
+        });
+        Owned { cache, index }
+    }
+
+    /// What the owner controls, and what nobody controls in its namespace.
+    pub(crate) fn by(&self, namespace: &str, owner: &str) -> Vec<Arc<K>> {
+        let mut found = self.controlled(namespace, owner);
+        found.extend(self.controlled(namespace, ""));
+        found
+    }
+
+    /// What the owner controls.
+    pub(crate) fn controlled(&self, namespace: &str, owner: &str) -> Vec<Arc<K>> {
+        let keys =
+            locked(&self.index).get(&(namespace.to_owned(), owner.to_owned())).cloned().unwrap_or_default();
+        let snapshot = self.cache.snapshot();
+        keys.iter().filter_map(|key| snapshot.get(key).cloned()).collect()
+    }
+
+    /// The names that begin so.
+    pub(crate) fn names(&self, namespace: &str, begin: &str) -> BTreeSet<String> {
+        let from = Key::new(namespace, begin);
+        let snapshot = self.cache.snapshot();
+        let names = snapshot.range(from..).map(|(key, _)| key);
+        names
+            .take_while(|key| key.namespace == namespace && key.name.starts_with(begin))
+            .map(|key| key.name.clone())
+            .collect()
+    }
+}
+
+fn place<K: Object>(object: &K) -> (String, String) {
+    let meta = object.meta();
+    let owner = controller(meta).map(|owner| owner.uid.clone()).unwrap_or_default();
+    (meta.namespace.clone().unwrap_or_default(), owner)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Sets of keys cannot be left half written by a panic in between.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What was asked of the cluster and may not be in the caches yet, per key of a controller.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    keys: Mutex<BTreeMap<Key, Waits>>,
+}
+
+#[derive(Debug, Default)]
+struct Waits {
+    created: BTreeMap<String, Instant>,
+    deleted: BTreeSet<String>,
+}
+
+/// The names that were created and are not seen yet, and the uids that were deleted and still look alive.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Unseen {
+    /// Names.
+    pub(crate) coming: BTreeSet<String>,
+    /// Uids.
+    pub(crate) leaving: BTreeSet<String>,
+}
+
+impl Pending {
+    /// An object was created for the key.
+    pub(crate) fn created(&self, key: &Key, name: &str) {
+        let until = Instant::now() + PATIENCE;
+        locked(&self.keys).entry(key.clone()).or_default().created.insert(name.to_owned(), until);
+    }
+
+    /// An object of the key was deleted.
+    pub(crate) fn deleted(&self, key: &Key, uid: &str) {
+        locked(&self.keys).entry(key.clone()).or_default().deleted.insert(uid.to_owned());
+    }
+
+    /// What is not seen yet, given what is.
+    pub(crate) fn unseen<K: Object>(&self, key: &Key, seen: &[Arc<K>], names: &BTreeSet<String>) -> Unseen {
+        let mut keys = locked(&self.keys);
+        let Some(waits) = keys.get_mut(key) else { return Unseen::default() };
+        let now = Instant::now();
+        waits.created.retain(|name, until| *until > now && !names.contains(name));
+        let alive: BTreeSet<&str> = seen
+            .iter()
+            .map(|object| object.meta())
+            .filter(|meta| meta.deletion_timestamp.is_none())
+            .map(uid)
+            .collect();
+        waits.deleted.retain(|uid| alive.contains(uid.as_str()));
+        let unseen =
+            Unseen { coming: waits.created.keys().cloned().collect(), leaving: waits.deleted.clone() };
+        if unseen == Unseen::default() {
+            keys.remove(key);
+        }
+        unseen
+    }
+}

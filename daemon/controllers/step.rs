@@ -1,0 +1,479 @@
+//! The effects controllers have on the cluster, and the one place where they are done.
+//!
+//! Invariant: a step done twice is the same as once: derived names, uid preconditions, resource versions; what exists
+//! already or is gone already is success.
+//! Invariant: an event is told after the effect it speaks of, and a failure to tell it fails nothing.
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use http::{Method, Request};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{Client, Resource};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tracing::warn;
+
+use crate::Error;
+use crate::names::event_name;
+
+/// Who the controllers are in `metadata.managedFields`.
+const MANAGER: &str = "holdfast-controllers";
+
+/// One effect with every choice made.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step {
+    /// Creates an object whose name is derived from its owner.
+    Create { at: Place, object: Value, note: Option<Note> },
+    /// Replaces an object or its subresource; fails with a conflict when it is no longer the one that was read.
+    Put { at: Place, part: Part, object: Value },
+    /// Merges into an object; fails with a conflict when the patch names another version than the live one.
+    Patch { at: Place, part: Part, patch: Value, note: Option<Note> },
+    /// Deletes exactly the object with this uid.
+    Delete { at: Place, uid: String, propagation: Propagation, note: Option<Note> },
+    /// Tells an event.
+    Record(Note),
+    /// Steps that know nothing of each other, at once.
+    Together(Vec<Step>),
+}
+
+/// Where an object lives.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Place {
+    /// `v1`, `apps/v1`.
+    pub(crate) api_version: String,
+    /// `Pod`.
+    pub(crate) kind: String,
+    /// `pods`.
+    pub(crate) plural: String,
+    /// `None`: of the cluster.
+    pub(crate) namespace: Option<String>,
+    /// `metadata.name`.
+    pub(crate) name: String,
+}
+
+/// What of an object is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The object itself.
+    Whole,
+    /// `/status`.
+    Status,
+    /// `/finalize` of a namespace.
+    Finalize,
+}
+
+/// What a deletion does to dependents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Propagation {
+    /// They are collected afterwards.
+    Background,
+    /// They go first.
+    Foreground,
+    /// They stay.
+    Orphan,
+}
+
+/// An event about an object.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Note {
+    /// The object it is about.
+    pub(crate) about: ObjectReference,
+    /// Who tells it.
+    pub(crate) component: &'static str,
+    /// A warning says that someone should look.
+    pub(crate) warning: bool,
+    /// One word in CamelCase.
+    pub(crate) reason: &'static str,
+    /// A sentence.
+    pub(crate) message: String,
+    /// What is told instead when the effect fails; its error is added.
+    pub(crate) failure: Option<(&'static str, &'static str)>,
+    /// When.
+    pub(crate) at: Timestamp,
+}
+
+impl Place {
+    /// The place of an object of a known kind.
+    pub(crate) fn of<K: Resource<DynamicType = ()>>(object: &K) -> Place {
+        Place::named::<K>(object.meta(), object.meta().name.clone().unwrap_or_default())
+    }
+
+    /// A place of that kind in the namespace of `beside`.
+    pub(crate) fn named<K: Resource<DynamicType = ()>>(beside: &ObjectMeta, name: String) -> Place {
+        Place {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            plural: K::plural(&()).into_owned(),
+            namespace: beside.namespace.clone(),
+            name,
+        }
+    }
+
+    /// The path of all objects of that kind and namespace.
+    pub(crate) fn collection(&self) -> String {
+        let root = if self.api_version.contains('/') { "/apis" } else { "/api" };
+        match &self.namespace {
+            Some(namespace) => format!("{root}/{}/namespaces/{namespace}/{}", self.api_version, self.plural),
+            None => format!("{root}/{}/{}", self.api_version, self.plural),
+        }
+    }
+
+    /// The path of the object.
+    pub(crate) fn path(&self) -> String {
+        format!("{}/{}", self.collection(), self.name)
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+impl Part {
+    fn path(self) -> &'static str {
+        match self {
+            Part::Whole => "",
+            Part::Status => "/status",
+            Part::Finalize => "/finalize",
+        }
+    }
+}
+
+impl Note {
+    /// An event about an object of a known kind.
+    pub(crate) fn about<K: Resource<DynamicType = ()>>(object: &K, now: Timestamp) -> Note {
+        let meta = object.meta();
+        Note {
+            about: ObjectReference {
+                api_version: Some(K::api_version(&()).into_owned()),
+                kind: Some(K::kind(&()).into_owned()),
+                namespace: meta.namespace.clone(),
+                name: meta.name.clone(),
+                uid: meta.uid.clone(),
+                resource_version: meta.resource_version.clone(),
+                field_path: None,
+            },
+            component: "",
+            warning: false,
+            reason: "",
+            message: String::new(),
+            failure: None,
+            at: now,
+        }
+    }
+
+    /// That all is as wanted.
+    pub(crate) fn says(mut self, component: &'static str, reason: &'static str, message: String) -> Note {
+        (self.component, self.reason, self.message) = (component, reason, message);
+        self
+    }
+
+    /// That someone should look.
+    pub(crate) fn warns(self, component: &'static str, reason: &'static str, message: String) -> Note {
+        let mut note = self.says(component, reason, message);
+        note.warning = true;
+        note
+    }
+
+    /// What to say when the effect fails.
+    pub(crate) fn or_else(mut self, reason: &'static str, message: &'static str) -> Note {
+        self.failure = Some((reason, message));
+        self
+    }
+
+    fn failed(&self, error: &dyn std::error::Error) -> Option<Note> {
+        let (reason, message) = self.failure?;
+        let message = format!("{message}: {}", reconcile::chain(error));
+        Some(Note { warning: true, reason, message, failure: None, ..self.clone() })
+    }
+
+    fn event(&self) -> Value {
+        let kind = if self.warning { "Warning" } else { "Normal" };
+        let about = &self.about;
+        let parts = [about.uid.as_deref().unwrap_or_default(), kind, self.reason, &self.message];
+        let time = seconds(self.at);
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": event_name(about.name.as_deref().unwrap_or_default(), &parts),
+                "namespace": self.namespace(),
+            },
+            "involvedObject": about,
+            "type": kind,
+            "reason": self.reason,
+            "message": self.message,
+            "count": 1,
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "source": {"component": self.component},
+            "reportingComponent": self.component,
+            "reportingInstance": "",
+        })
+    }
+
+    /// Events about objects of the cluster are kept in `default`, as by Kubernetes.
+    fn namespace(&self) -> &str {
+        self.about.namespace.as_deref().unwrap_or("default")
+    }
+}
+
+/// A time as the API writes it: whole seconds.
+pub(crate) fn seconds(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+}
+
+impl Step {
+    /// Creates an object of a known kind.
+    pub(crate) fn create<K: Resource<DynamicType = ()> + Serialize>(object: &K, note: Option<Note>) -> Step {
+        Step::Create { at: Place::of(object), object: value(object), note }
+    }
+
+    /// Replaces the status with the one in `object`, if the object is still the one that was read.
+    pub(crate) fn status<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Step {
+        Step::Put { at: Place::of(object), part: Part::Status, object: value(object) }
+    }
+
+    /// Merges into an object, if it is still the one that was read.
+    pub(crate) fn patch<K: Resource<DynamicType = ()>>(object: &K, mut patch: Value) -> Step {
+        let meta = object.meta();
+        patch["metadata"]["uid"] = json!(meta.uid);
+        patch["metadata"]["resourceVersion"] = json!(meta.resource_version);
+        Step::Patch { at: Place::of(object), part: Part::Whole, patch, note: None }
+    }
+
+    /// Deletes an object; dependents are collected afterwards.
+    pub(crate) fn delete<K: Resource<DynamicType = ()>>(object: &K, note: Option<Note>) -> Step {
+        Step::Delete {
+            at: Place::of(object),
+            uid: object.meta().uid.clone().unwrap_or_default(),
+            propagation: Propagation::Background,
+            note,
+        }
+    }
+
+    /// The same step, told by an event when it is done.
+    pub(crate) fn with(self, note: Note) -> Step {
+        match self {
+            Step::Patch { at, part, patch, .. } => Step::Patch { at, part, patch, note: Some(note) },
+            Step::Create { at, object, .. } => Step::Create { at, object, note: Some(note) },
+            Step::Delete { at, uid, propagation, .. } => {
+                Step::Delete { at, uid, propagation, note: Some(note) }
+            }
+            other => other,
+        }
+    }
+}
+
+fn value<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Value {
+    serde_json::to_value(object).expect("a Kubernetes object can be written as JSON")
+}
+
+/// Does a step. `done` hears of every creation and deletion that the cluster has accepted.
+pub(crate) fn act<'a>(
+    client: &'a Client,
+    step: Step,
+    done: &'a (dyn Fn(Done<'_>) + Send + Sync),
+) -> BoxFuture<'a, Result<(), Error>> {
+    async move {
+        match step {
+            Step::Create { at, object, note } => create(client, &at, &object, note, done).await,
+            Step::Put { at, part, object } => {
+                let path = format!("{}{}", at.path(), part.path());
+                gone_is_done(send(client, Method::PUT, &path, &object).await)
+                    .map_err(|source| Error::Update { what: at.to_string(), source: Box::new(source) })
+            }
+            Step::Patch { at, part, patch, note } => {
+                let path = format!("{}{}", at.path(), part.path());
+                let answer = gone_is_done(send(client, Method::PATCH, &path, &patch).await);
+                tell(client, note, answer)
+                    .await
+                    .map_err(|source| Error::Update { what: at.to_string(), source: Box::new(source) })
+            }
+            Step::Delete { at, uid, propagation, note } => {
+                delete(client, &at, &uid, propagation, note, done).await
+            }
+            Step::Record(note) => {
+                record(client, &note).await;
+                Ok(())
+            }
+            Step::Together(steps) => {
+                let acts = steps.into_iter().map(|step| act(client, step, done));
+                join_all(acts).await.into_iter().collect()
+            }
+        }
+    }
+    .boxed()
+}
+
+/// What the cluster has accepted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Done<'a> {
+    /// An object with this name exists now.
+    Created { name: &'a str },
+    /// The object with this uid is on its way out.
+    Deleted { uid: &'a str },
+}
+
+async fn create(
+    client: &Client,
+    at: &Place,
+    object: &Value,
+    note: Option<Note>,
+    done: &(dyn Fn(Done<'_>) + Send + Sync),
+) -> Result<(), Error> {
+    let answer = send(client, Method::POST, &at.collection(), object).await;
+    match answer {
+        Ok(()) => {
+            done(Done::Created { name: &at.name });
+            if let Some(note) = note {
+                record(client, &note).await;
+            }
+            Ok(())
+        }
+        Err(error) if client::is_already_exists(&error) => {
+            same_owner(client, at, object).await?;
+            done(Done::Created { name: &at.name });
+            Ok(())
+        }
+        // Nothing can be made in a namespace that goes away, and nothing has to.
+        Err(error) if namespace_ends(&error) => Ok(()),
+        Err(error) => {
+            if let Some(note) = note.and_then(|note| note.failed(&error)) {
+                record(client, &note).await;
+            }
+            Err(Error::Create { what: at.to_string(), source: Box::new(error) })
+        }
+    }
+}
+
+/// A derived name that exists is our own work, unless someone else took it: then only another name helps, and that is
+/// found when the caches show who has it.
+async fn same_owner(client: &Client, at: &Place, object: &Value) -> Result<(), Error> {
+    let request = Request::get(at.path()).body(Vec::new()).expect("a path made of names");
+    let live: Value = match client.request(request).await {
+        Ok(live) => live,
+        Err(error) if client::is_not_found(&error) => return Ok(()),
+        Err(error) => return Err(Error::Create { what: at.to_string(), source: Box::new(error) }),
+    };
+    if controller_uid(&live) == controller_uid(object) {
+        Ok(())
+    } else {
+        Err(Error::NameTaken { what: at.to_string() })
+    }
+}
+
+fn controller_uid(object: &Value) -> Option<&str> {
+    let owners = object["metadata"]["ownerReferences"].as_array()?;
+    owners.iter().find(|owner| owner["controller"] == json!(true))?["uid"].as_str()
+}
+
+async fn delete(
+    client: &Client,
+    at: &Place,
+    uid: &str,
+    propagation: Propagation,
+    note: Option<Note>,
+    done: &(dyn Fn(Done<'_>) + Send + Sync),
+) -> Result<(), Error> {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "preconditions": {"uid": uid},
+        "propagationPolicy": format!("{propagation:?}"),
+    });
+    let answer = match send(client, Method::DELETE, &at.path(), &body).await {
+        // Another object has the name now: the one that was meant is gone.
+        Err(error) if client::is_conflict(&error) || client::is_not_found(&error) => Ok(()),
+        Ok(()) => {
+            done(Done::Deleted { uid });
+            tell(client, note, Ok(())).await
+        }
+        failed => tell(client, note, failed).await,
+    };
+    answer.map_err(|source| Error::Delete { what: at.to_string(), source: Box::new(source) })
+}
+
+async fn tell(
+    client: &Client,
+    note: Option<Note>,
+    answer: Result<(), kube::Error>,
+) -> Result<(), kube::Error> {
+    let note = match (&answer, note) {
+        (Ok(()), note) => note,
+        (Err(error), note) => note.and_then(|note| note.failed(error)),
+    };
+    if let Some(note) = note {
+        record(client, &note).await;
+    }
+    answer
+}
+
+/// Tells an event; one that was told before is counted.
+async fn record(client: &Client, note: &Note) {
+    let event = note.event();
+    let collection = format!("/api/v1/namespaces/{}/events", note.namespace());
+    let answer = match send(client, Method::POST, &collection, &event).await {
+        Err(error) if client::is_already_exists(&error) => count(client, &collection, &event).await,
+        Err(error) if namespace_ends(&error) => Ok(()),
+        answer => answer,
+    };
+    if let Err(error) = answer {
+        warn!(reason = note.reason, object = ?note.about.name, error = reconcile::chain(&error), "event not told");
+    }
+}
+
+async fn count(client: &Client, collection: &str, event: &Value) -> Result<(), kube::Error> {
+    let path = format!("{collection}/{}", event["metadata"]["name"].as_str().unwrap_or_default());
+    let live: Value =
+        client.request(Request::get(&path).body(Vec::new()).expect("a path made of names")).await?;
+    let patch =
+        json!({"count": live["count"].as_i64().unwrap_or(1) + 1, "lastTimestamp": event["lastTimestamp"]});
+    send(client, Method::PATCH, &path, &patch).await
+}
+
+fn gone_is_done(answer: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match answer {
+        Err(error) if client::is_not_found(&error) => Ok(()),
+        answer => answer,
+    }
+}
+
+fn namespace_ends(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<(), kube::Error> {
+    let content = match method {
+        Method::PATCH => "application/merge-patch+json",
+        _ => "application/json",
+    };
+    let mark = if method == Method::DELETE { String::new() } else { format!("?fieldManager={MANAGER}") };
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{path}{mark}"))
+        .header("content-type", content)
+        .body(body.to_string().into_bytes())
+        .map_err(kube::Error::HttpError)?;
+    client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
+}
+
+/// The reference by which an object is controlled by `owner`.
+pub(crate) fn controlled_by<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: owner.meta().name.clone().unwrap_or_default(),
+        uid: owner.meta().uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
