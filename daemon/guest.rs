@@ -13,7 +13,7 @@ const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static -C
 ///
 /// # Errors
 /// What cargo said.
-pub fn build(
+pub(crate) fn build(
     workspace: &Path,
     into: &Path,
     target: &str,

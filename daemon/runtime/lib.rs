@@ -18,6 +18,13 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub mod conformance;
 /// The runtime in memory, for tests of the rooms above.
 pub mod fake;
+/// The runtime on Linux: one shim per sandbox.
+pub mod linux;
+
+mod link;
+mod streams;
+mod sweep;
+mod wire;
 
 /// The door to the containers of one machine.
 #[async_trait]
@@ -49,7 +56,13 @@ pub trait Runtime: Send + Sync {
     ///
     /// # Errors
     /// [`Error::NoSandbox`], [`Error::NoContainer`].
-    async fn signal_container(&self, sandbox: &str, name: &str, attempt: u32, signal: i32) -> Result<(), Error>;
+    async fn signal_container(
+        &self,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+        signal: i32,
+    ) -> Result<(), Error>;
 
     /// Frees an exited container's files and memory of it; its logs stay. Gone already is success.
     ///
@@ -213,7 +226,8 @@ pub const MASKED_PATHS: &[&str] = &[
 ];
 
 /// The paths container engines make read-only by custom.
-pub const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY_PATHS: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The capabilities container engines leave by custom (Docker's and the CRI's default set).
 pub const DEFAULT_CAPABILITIES: &[&str] = &[

@@ -1,0 +1,95 @@
+//! Figures of the runtime on this machine, as a table or (`--json`) as JSON: not a test, nothing passes or fails.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runtime::Runtime;
+use runtime::linux::LinuxRuntime;
+
+#[path = "tests/bed.rs"]
+mod bed;
+use bed::Bed;
+
+fn main() {
+    let json = std::env::args().any(|arg| arg == "--json");
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a tokio runtime");
+    let figures = tokio.block_on(measure());
+    if json {
+        let map: serde_json::Map<String, serde_json::Value> =
+            figures.into_iter().map(|(name, value, _)| (name, value.into())).collect();
+        println!("{}", serde_json::Value::Object(map));
+        return;
+    }
+    for (name, value, unit) in figures {
+        println!("{name:<32} {value:>10.2} {unit}");
+    }
+}
+
+/// Name, value, unit.
+async fn measure() -> Vec<(String, f64, &'static str)> {
+    let bed = Bed::new();
+    bed::shim();
+    let opened = Instant::now();
+    let runtime = bed.open().await;
+    let mut figures = vec![("open_ms".to_owned(), millis(opened.elapsed()), "ms")];
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    for n in 0..20 {
+        let (one_up, one_down) = round(&runtime, &bed, n..n + 1).await;
+        up.push(one_up);
+        down.push(one_down);
+    }
+    figures.push(("pod_1_up_ms".to_owned(), millis(median(up)), "ms"));
+    figures.push(("pod_1_down_ms".to_owned(), millis(median(down)), "ms"));
+    for count in [20, 100] {
+        let (up, down) = round(&runtime, &bed, 0..count).await;
+        figures.push((format!("pods_{count}_up_ms"), millis(up), "ms"));
+        figures.push((format!("pods_{count}_down_ms"), millis(down), "ms"));
+    }
+    for count in [1, 20] {
+        figures.push((format!("shim_pss_kib_of_{count}"), pss(&runtime, &bed, count).await, "KiB"));
+    }
+    bed.clean(&runtime).await;
+    figures
+}
+
+/// Starts and stops pods side by side.
+async fn round(runtime: &Arc<LinuxRuntime>, bed: &Bed, pods: std::ops::Range<u32>) -> (Duration, Duration) {
+    let start = Instant::now();
+    futures::future::join_all(pods.clone().map(|n| up(runtime, bed, n))).await;
+    let started = start.elapsed();
+    let stop = Instant::now();
+    futures::future::join_all(pods.map(|n| down(runtime, n))).await;
+    (started, stop.elapsed())
+}
+
+async fn up(runtime: &Arc<LinuxRuntime>, bed: &Bed, n: u32) {
+    let id = format!("pod-{n}");
+    runtime.start_sandbox(bed.ground.sandbox(&id)).await.expect("a sandbox");
+    let mut spec = bed.ground.container("c", &["sleep", "1000"]);
+    spec.log_path = bed.ground.log_dir.join(format!("{id}.log"));
+    runtime.start_container(&id, spec).await.expect("a container");
+}
+
+async fn down(runtime: &Arc<LinuxRuntime>, n: u32) {
+    runtime.stop_sandbox(&format!("pod-{n}")).await.expect("stopped");
+}
+
+/// Proportional set size of one of `count` shims.
+async fn pss(runtime: &Arc<LinuxRuntime>, bed: &Bed, count: u32) -> f64 {
+    futures::future::join_all((0..count).map(|n| up(runtime, bed, n))).await;
+    let pid = runtime.sandboxes()["pod-0"].shim_pid;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
+    let line = text.lines().find(|line| line.starts_with("Pss:")).expect("a line");
+    let value = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    futures::future::join_all((0..count).map(|n| down(runtime, n))).await;
+    value
+}
+
+fn median(mut all: Vec<Duration>) -> Duration {
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
