@@ -81,13 +81,19 @@ fn view(kind: &Kind) -> View {
         ("", "Namespace") => View { columns: const { &[NAME, text("Status"), AGE] }, cells: namespace },
         ("", "Node") => View { columns: NODE, cells: node },
         ("", "Pod") => View { columns: pod::COLUMNS, cells: pod::cells },
-        ("", "Secret") => View { columns: const { &[NAME, text("Type"), number("Data"), AGE] }, cells: secret },
+        ("", "Secret") => {
+            View { columns: const { &[NAME, text("Type"), number("Data"), AGE] }, cells: secret }
+        }
         ("", "Service") => View { columns: network::SERVICE, cells: network::service },
-        ("", "ServiceAccount") => View { columns: const { &[NAME, number("Secrets"), AGE] }, cells: service_account },
+        ("", "ServiceAccount") => {
+            View { columns: const { &[NAME, number("Secrets"), AGE] }, cells: service_account }
+        }
         ("apps", "Deployment") => View { columns: workloads::DEPLOYMENT, cells: workloads::deployment },
         ("apps", "ReplicaSet") => View { columns: workloads::REPLICA_SET, cells: workloads::replica_set },
         ("batch", "Job") => View { columns: workloads::JOB, cells: workloads::job },
-        ("coordination.k8s.io", "Lease") => View { columns: const { &[NAME, text("Holder"), AGE] }, cells: lease },
+        ("coordination.k8s.io", "Lease") => {
+            View { columns: const { &[NAME, text("Holder"), AGE] }, cells: lease }
+        }
         ("discovery.k8s.io", "EndpointSlice") => {
             View { columns: network::ENDPOINT_SLICE, cells: network::endpoint_slice }
         }
@@ -96,7 +102,10 @@ fn view(kind: &Kind) -> View {
             View { columns: network::INGRESS_CLASS, cells: network::ingress_class }
         }
         ("holdfast.dev", "Application") => View { columns: APPLICATION, cells: application },
-        _ => View { columns: const { &[NAME, AGE] }, cells: |object, now| vec![name(object), age_of(object, now)] },
+        _ => View {
+            columns: const { &[NAME, AGE] },
+            cells: |object, now| vec![name(object), age_of(object, now)],
+        },
     }
 }
 

@@ -203,15 +203,16 @@ fn job(map: &mut Fields) {
     template(spec);
 }
 
-/// A job selects its pods by its own uid, unless told otherwise (`generateSelector` of the job strategy).
+/// A job selects its pods by its own uid, unless told otherwise (`generateSelector` of the job strategy). It is done
+/// here because the job's own labels default to its template's, these among them.
 fn job_selector(map: &mut Fields) {
     let (uid, name) = (map["metadata"]["uid"].clone(), map["metadata"]["name"].clone());
     let spec = made(map, "spec");
-    let manual = spec.get("manualSelector") == Some(&Value::Bool(true));
-    if manual || !uid.is_string() || !name.is_string() || spec.contains_key("selector") {
+    if spec.get("manualSelector") == Some(&Value::Bool(true)) || !uid.is_string() || !name.is_string() {
         return;
     }
-    spec.insert("selector".into(), json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": uid } }));
+    let chosen = made(made(spec, "selector"), "matchLabels");
+    set(chosen, "batch.kubernetes.io/controller-uid", || uid.clone());
     let labels = made(made(made(spec, "template"), "metadata"), "labels");
     for (key, value) in [
         ("batch.kubernetes.io/controller-uid", &uid),
@@ -235,10 +236,6 @@ fn pod(map: &mut Fields) {
         }
     }
     pod_spec(spec);
-    let class = quality_of_service(spec);
-    let status = made(map, "status");
-    set(status, "phase", || "Pending".into());
-    set(status, "qosClass", || class.into());
 }
 
 fn host_port(port: &mut Fields) {
@@ -254,30 +251,6 @@ fn requests_from_limits(container: &mut Fields) {
     for (name, limit) in limits {
         set(requests, &name, || limit);
     }
-}
-
-/// `Guaranteed`, `Burstable` or `BestEffort`, from the cpu and memory of every container (`qos.ComputePodQOS`).
-fn quality_of_service(spec: &Fields) -> &'static str {
-    let containers =
-        ["initContainers", "containers"].into_iter().filter_map(|list| spec.get(list)?.as_array()).flatten();
-    let (mut any, mut all) = (false, true);
-    for container in containers {
-        let resources = &container["resources"];
-        for name in ["cpu", "memory"] {
-            let (limit, request) = (&resources["limits"][name], &resources["requests"][name]);
-            any |= is_amount(limit) || is_amount(request);
-            all &= is_amount(limit) && limit == request;
-        }
-    }
-    match (any, all) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
-fn is_amount(value: &Value) -> bool {
-    !value.is_null() && value != "0"
 }
 
 fn template(spec: &mut Fields) {
@@ -514,17 +487,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_requests_what_it_is_limited_to_and_gets_its_class() {
+    fn a_pod_requests_what_it_is_limited_to() {
         let pod = |resources: Value| json!({ "apiVersion": "v1", "kind": "Pod", "spec": { "containers": [{ "name": "a", "image": "x", "resources": resources }] } });
         let limits = json!({ "limits": { "cpu": "1", "memory": "1Gi" } });
-        check(
-            pod(limits.clone()),
-            "/spec/containers/0/resources/requests",
-            json!({ "cpu": "1", "memory": "1Gi" }),
-        );
-        check(pod(limits), "/status/qosClass", json!("Guaranteed"));
-        check(pod(json!({ "requests": { "cpu": "1" } })), "/status/qosClass", json!("Burstable"));
-        check(pod(json!({})), "/status", json!({ "phase": "Pending", "qosClass": "BestEffort" }));
+        check(pod(limits), "/spec/containers/0/resources/requests", json!({ "cpu": "1", "memory": "1Gi" }));
         check(pod(json!({})), "/spec/enableServiceLinks", json!(true));
     }
 

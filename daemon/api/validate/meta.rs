@@ -12,6 +12,9 @@ use crate::schema::Defect;
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 /// Finalizers of core that need no domain.
 const STANDARD_FINALIZERS: &[&str] = &["kubernetes", "orphan", "foregroundDeletion"];
+/// What stays as it was made; absent and empty are one.
+const IDENTITY: &[&str] =
+    &["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
 /// Kinds that cannot own (`ValidateOwnerReferences`).
 const NO_OWNERS: &[(&str, &str)] = &[("v1", "Event")];
 
@@ -54,16 +57,11 @@ pub(super) fn object(kind: &Kind, metadata: &Value, found: &mut Found) {
 
 /// `ValidateObjectMetaUpdate`: identity stays, and a dying object gets no new finalizers.
 pub(super) fn update(new: &Value, old: &Value, found: &mut Found) {
-    for name in
-        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-    {
-        if new[name] != old[name]
-            && !(text(&new[name]).is_empty()
-                && text(&old[name]).is_empty()
-                && !new[name].is_number()
-                && !old[name].is_number())
-        {
-            found.add(Defect::invalid(format!("metadata.{name}"), &new[name], "field is immutable"));
+    for name in IDENTITY {
+        let given =
+            |metadata: &Value| metadata.get(*name).filter(|value| !value.is_null() && **value != "").cloned();
+        if given(new) != given(old) {
+            found.add(Defect::invalid(format!("metadata.{name}"), &new[*name], "field is immutable"));
         }
     }
     if !old["deletionTimestamp"].is_null() {

@@ -237,6 +237,12 @@ fn a_workloads_selector_must_choose_its_own_pods() {
         ],
     );
     check(
+        job(json!({ "selector": { "matchLabels": { "app": "j" } } })),
+        &[
+            r#"spec.selector: Invalid value: {"matchLabels":{"app":"j","batch.kubernetes.io/controller-uid":"u"}}: `selector` not auto-generated"#,
+        ],
+    );
+    check(
         job(json!({ "template": { "spec": { "containers": [{ "name": "a", "image": "x" }] } } })),
         &[r#"spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never""#],
     );
@@ -294,6 +300,7 @@ fn what_may_not_change_is_refused_by_name() {
         |new| new["spec"]["completions"] = 3.into(),
         &["spec.completions: Invalid value: 3: field is immutable"],
     );
+    check_update(pod_with(json!({})), |new| new["spec"]["nodeName"] = "n1".into(), &[]);
     check_update(pod_with(json!({})), |new| new["spec"]["containers"][0]["image"] = "y:2".into(), &[]);
     check_update(
         pod_with(json!({})),

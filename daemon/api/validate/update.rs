@@ -96,8 +96,17 @@ fn pod(new: &Value, old: &Value, found: &mut Found) {
         let why = "only deletion is allowed, but found new scheduling gate";
         found.add(Defect::forbidden("spec.schedulingGates", why));
     }
+    // Binding, which comes through here too, names the node; once named it stays.
+    let unbound = text(&old["nodeName"]).is_empty();
     let gated = !items(&old["schedulingGates"]).is_empty();
-    if pod_fixed(new, gated) != pod_fixed(old, gated) {
+    let fixed = |spec: &Value| {
+        let mut fixed = pod_fixed(spec, gated);
+        if let (true, Some(map)) = (unbound, fixed.as_object_mut()) {
+            map.remove("nodeName");
+        }
+        fixed
+    };
+    if fixed(new) != fixed(old) {
         found.add(Defect::forbidden("spec", POD_FIELDS));
     }
 }
@@ -165,8 +174,10 @@ fn node(new: &Value, old: &Value, found: &mut Found) {
 fn job(new: &Value, old: &Value, found: &mut Found) {
     let (spec, before) = (&new["spec"], &old["spec"]);
     // An indexed job may grow or shrink as long as completions and parallelism stay one number.
-    let elastic = before["completionMode"] == "Indexed" && spec["completions"] == spec["parallelism"];
-    if spec["completions"] != before["completions"] && !(elastic && !spec["completions"].is_null()) {
+    let elastic = before["completionMode"] == "Indexed"
+        && spec["completions"].is_number()
+        && spec["completions"] == spec["parallelism"];
+    if spec["completions"] != before["completions"] && !elastic {
         found.add(Defect::invalid("spec.completions", &spec["completions"], IMMUTABLE));
     }
     if spec["completionMode"] != before["completionMode"] {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a selector must choose the pods that its own template makes.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Found, items, meta, pod, text};
 use crate::schema::Defect;
@@ -54,7 +54,11 @@ pub(super) fn job(object: &Value, old: Option<&Value>, found: &mut Found) {
         found.add(Defect::required("spec.selector", ""));
     } else {
         meta::selector(&spec["selector"], "spec.selector", found);
-        if old.is_none() {
+        let own =
+            json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": object["metadata"]["uid"] } });
+        if old.is_none() && spec["manualSelector"] != true && spec["selector"] != own {
+            found.add(Defect::invalid("spec.selector", &spec["selector"], "`selector` not auto-generated"));
+        } else if old.is_none() {
             matches_template(spec, found);
         }
     }
