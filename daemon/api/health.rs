@@ -292,4 +292,5 @@ fn count(value: &Value, name: &str) -> i64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests;

@@ -420,4 +420,5 @@ fn inner_text(name: &'static str, bytes: &[u8]) -> Result<String, ProtoError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests;

@@ -283,6 +283,7 @@ fn write_decimal(nano: i128, format: Format, out: &mut fmt::Formatter<'_>) -> fm
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests {
     use proptest::prelude::*;
 

@@ -584,6 +584,7 @@ fn unescape(value: &str) -> Result<String, SelectError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;

@@ -41,9 +41,9 @@ pub(super) fn apply(
     check_items(form, &config, "").map_err(|(path, problem)| invalid(kind, &config, path, problem))?;
     let nothing = Value::Object(Map::new());
     let old = live.unwrap_or(&nothing);
-    let mut managers = account(form, kind, live);
     let mut own = Entry::new(by, Operation::Apply, &kind.api_version());
     own.fields = owned(kind, set_of(form, &config), by);
+    let mut managers = if own.fields.is_empty() { Managers::of(old) } else { account(form, kind, live) };
 
     let mut merged = merge(form, Some(old), Some(&config)).unwrap_or_default();
     let last = managers.find(&own).map(|at| managers.0.remove(at));
@@ -345,4 +345,5 @@ fn is_empty(value: &Value) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests;

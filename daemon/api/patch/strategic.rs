@@ -319,4 +319,5 @@ fn malformed(message: &str) -> PatchError {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 mod tests;

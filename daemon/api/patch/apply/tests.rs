@@ -279,6 +279,12 @@ fn a_live_object_without_account_gets_one_at_its_first_apply() {
 }
 
 #[test]
+fn applying_nothing_begins_no_account() {
+    let live = with(json!({"replicas": 1}));
+    assert_eq!(applied(Some(&live), &base(), "me", T1), live);
+}
+
+#[test]
 fn kubectl_may_overwrite_what_it_applied_from_the_client_side() {
     let mut live = with(json!({"replicas": 1, "paused": true}));
     live["metadata"]["annotations"] = json!({LAST_APPLIED: with(json!({"replicas": 1})).to_string()});
