@@ -357,3 +357,98 @@ fn config_maps_secrets_and_applications_are_judged() {
         &["spec.source.ref: Forbidden: a directory has no ref; use `git`"],
     );
 }
+
+mod any_json {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kinds::kinds;
+    use crate::table::{IncludeObject, table};
+
+    /// JSON whose keys are often real field names, so that it reaches deep.
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-zA-Z0-9:/@%.é-]{0,12}".prop_map(Value::from),
+        ];
+        let names: Vec<&str> = schema::objects()
+            .iter()
+            .flat_map(|object| object.fields.iter().map(|field| field.name))
+            .collect();
+        leaf.prop_recursive(7, 96, 6, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(proptest::sample::select(names.clone()), inner, 0..6)
+                    .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    /// Random fields placed where the schema has them.
+    fn fill(of: schema::TypeRef, depth: u32, pick: &mut impl FnMut() -> u8) -> Value {
+        use schema::Shape;
+        let odd = pick();
+        match of.shape() {
+            _ if odd < 12 => Value::Null,
+            _ if odd < 24 => "x".into(),
+            Shape::Object(_) | Shape::Array(_) | Shape::Map(_) if depth == 0 => Value::Null,
+            Shape::Object(object) => {
+                let fields = object.fields.iter().filter(|_| pick() < 110);
+                let fields: Vec<_> = fields.collect();
+                fields
+                    .into_iter()
+                    .map(|field| (field.name.to_owned(), fill(field.of, depth - 1, pick)))
+                    .collect()
+            }
+            Shape::Array(inner) => (0..odd % 3).map(|_| fill(inner, depth - 1, pick)).collect(),
+            Shape::Map(inner) => {
+                (0..odd % 3).map(|at| (format!("k{at}"), fill(inner, depth - 1, pick))).collect()
+            }
+            Shape::Int32 | Shape::Int64 | Shape::Double => (i64::from(odd) - 100).into(),
+            Shape::Boolean => (odd % 2 == 0).into(),
+            Shape::Quantity if odd % 2 == 0 => odd.into(),
+            Shape::Time | Shape::MicroTime => "2026-01-01T00:00:00Z".into(),
+            _ => ["x:1", "1Gi", "25%", "10.0.0.1", ""][usize::from(odd % 5)].into(),
+        }
+    }
+
+    fn survives(given: &Value) {
+        for kind in kinds() {
+            let mut object = given.clone();
+            schema::check_fields(kind, &object);
+            schema::coerce(kind, &mut object);
+            schema::prune_unknown(kind, &mut object);
+            schema::defaults(kind, &mut object);
+            let once = object.clone();
+            schema::defaults(kind, &mut object);
+            assert_eq!(object, once, "defaulting twice is once");
+            create(kind, &object);
+            update(kind, &object, &once);
+            table(kind, &[&object], jiff::Timestamp::UNIX_EPOCH, IncludeObject::Metadata, json!({}));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn no_json_whatsoever_makes_the_rules_fail(object in json_value()) {
+            survives(&object);
+        }
+
+        #[test]
+        fn objects_of_every_kind_filled_at_random_are_judged_without_failing(bytes in proptest::collection::vec(any::<u8>(), 64..512)) {
+            let mut at = 0;
+            let mut pick = move || { at += 1; bytes[at % bytes.len()].wrapping_add((at / bytes.len()) as u8) };
+            for kind in kinds() {
+                let mut object: serde_json::Map<String, Value> = serde_json::Map::new();
+                for field in &schema::root(kind).fields {
+                    object.insert(field.name.to_owned(), fill(field.of, 6, &mut pick));
+                }
+                survives(&object.into());
+            }
+        }
+    }
+}
