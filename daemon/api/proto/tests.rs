@@ -287,6 +287,18 @@ fn a_namespace_as_client_go_writes_it_is_read() {
     );
 }
 
+/// `kubectl.json` holds the bodies that kubectl 1.32 sent for `create deployment`, `create token`, `auth can-i` and others,
+/// beside what it prints of the same objects as JSON, nulls left out.
+#[test]
+fn bodies_that_kubectl_sent_are_read_as_it_prints_them() {
+    let rows: Vec<Value> = serde_json::from_str(include_str!("kubectl.json")).unwrap();
+    assert_eq!(rows.len(), 7);
+    for row in rows {
+        let body = STANDARD.decode(row["body"].as_str().unwrap()).unwrap();
+        assert_eq!(decode(&body).unwrap(), row["object"], "{}", row["of"]);
+    }
+}
+
 #[test]
 fn what_cannot_be_read_says_why() {
     let known =
