@@ -1,1 +1,118 @@
-//! apiserver
+//! The Kubernetes API over the store: authentication, authorization, admission, storage, watch, HTTP.
+//!
+//! Invariant: every request takes the same road (`answer::answer`), whether it came by function call or over TLS.
+//! Invariant: resources are rows of `api::kinds`; there is no code path per kind but `strategy`.
+//! Invariant: only this room touches the store.
+
+mod admission;
+mod answer;
+mod auth;
+mod config;
+mod delete;
+mod door;
+mod list;
+mod negotiate;
+mod node;
+mod object;
+mod path;
+mod pki;
+mod query;
+mod read;
+mod refusal;
+mod scale;
+mod serve;
+mod strategy;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use store::Store;
+
+pub use auth::User;
+pub use config::Config;
+pub use door::Door;
+pub use object::Head;
+pub use pki::{Pki, PkiError};
+pub use serve::ServeError;
+
+use crate::list::Continuations;
+use crate::node::Nodes;
+use crate::strategy::Allocator;
+
+/// The API server of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store<Head>,
+    allocator: Allocator,
+    nodes: Nodes,
+    continuations: Continuations,
+    in_flight: Arc<tokio::sync::Semaphore>,
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server over this store. Makes the namespaces that every Kubernetes cluster has, when they are missing.
+    ///
+    /// # Errors
+    /// When the namespaces can be neither found nor written.
+    pub async fn open(
+        store: Store<Head>,
+        config: &Config,
+        now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    ) -> Result<Server, api::error::ApiError> {
+        let inner = Inner {
+            store,
+            allocator: Allocator::new(config),
+            nodes: Nodes::default(),
+            continuations: Continuations::default(),
+            in_flight: Arc::new(tokio::sync::Semaphore::new(config.max_requests_in_flight)),
+            now,
+        };
+        let server = Server { inner: Arc::new(inner) };
+        admission::make_first_namespaces(&server.inner).await?;
+        Ok(server)
+    }
+
+    /// The door for a room of this process: a service that answers requests of this user by a function call.
+    pub fn door(&self, user: User) -> Door {
+        Door::new(Arc::clone(&self.inner), user)
+    }
+
+    /// Tells where the kubelet of a node answers: logs and exec of its pods go there.
+    pub fn connect_node(&self, name: &str, door: client::NodeDoor) {
+        self.inner.nodes.connect(name, door);
+    }
+
+    /// Revision of the newest change: also a measure of how much happened.
+    pub fn revision(&self) -> u64 {
+        self.inner.store.revision()
+    }
+
+    /// Answers HTTPS on this listener until the token is cancelled; connections under way get a moment to end.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used.
+    pub async fn serve(
+        &self,
+        listener: tokio::net::TcpListener,
+        pki: &Pki,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Result<(), ServeError> {
+        serve::serve(Arc::clone(&self.inner), listener, pki, stop).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod cache;
 mod clock;
+mod events;
 pub mod faults;
 
 use bytes::Bytes;
@@ -16,11 +17,15 @@ use tower::Service;
 
 pub use cache::{Cache, Caches, Key, Object, key_of};
 pub use clock::Clock;
+pub use events::{Recorder, Weight};
 
 /// What a request or an answer carries, in process as well as over the network.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// Any error, for bodies and services.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Answers the kubelet's own HTTP paths (`/containerLogs/…`, `/exec/…`) for one node.
+pub type NodeDoor = std::sync::Arc<dyn Fn(Request<Body>) -> futures::future::BoxFuture<'static, Response<Body>> + Send + Sync>;
 
 /// A body that holds these bytes.
 pub fn full(bytes: impl Into<Bytes>) -> Body {

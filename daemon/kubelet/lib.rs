@@ -1,1 +1,117 @@
-//! kubelet
+//! Makes the pods that are bound to this machine run, and says how they are.
+//!
+//! Invariant: one slot per pod, keyed by uid: a pod that changed ten times while it was starting is brought to its last
+//! state once; a pod of the same name with another uid is another pod.
+//! Invariant: what runs is observed from the runtime, never remembered: after a restart every plan is empty.
+
+mod act;
+mod book;
+mod env;
+mod files;
+mod logs;
+mod machine;
+mod node;
+mod observe;
+mod plan;
+mod probes;
+mod spec;
+mod status;
+mod streams;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use client::{Caches, Clock};
+use images::Images;
+use network::Network;
+use reconcile::{Backoff, Queue, Tasks, Work};
+use runtime::Runtime;
+use serde::{Deserialize, Serialize};
+
+/// `[kubelet]` of config.toml.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How many pods may run on this machine at once.
+    pub max_pods: u32,
+    /// Wait before a container that failed twice in a row is started again, in seconds; doubles up to five minutes.
+    pub crash_backoff_seconds: u32,
+    /// Size at which a container's log is rotated, in MiB.
+    pub log_mib: u64,
+    /// How many files of a container's log are kept.
+    pub log_files: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { max_pods: 110, crash_backoff_seconds: 10, log_mib: 10, log_files: 5 }
+    }
+}
+
+/// What a kubelet works with.
+pub struct Parts {
+    /// This node's name in the cluster.
+    pub node_name: String,
+    /// `[kubelet]`.
+    pub config: Config,
+    /// Pods' volumes and generated files.
+    pub pods_dir: PathBuf,
+    /// The same for what must never reach a disk; on a tmpfs.
+    pub memory_dir: PathBuf,
+    /// Containers' logs.
+    pub logs_dir: PathBuf,
+    /// The containers of this machine.
+    pub runtime: Arc<dyn Runtime>,
+    /// The addresses of this machine.
+    pub network: Arc<dyn Network>,
+    /// The images of this machine.
+    pub images: Images,
+    /// The door's caches.
+    pub caches: Caches,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Why a kubelet could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The Node object.
+    #[error("register node {name}")]
+    Register {
+        /// The node's name.
+        name: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Registers the node, starts the loop, and answers the door for logs and exec of this node's pods.
+///
+/// # Errors
+/// When the Node object can be neither made nor updated.
+pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, StartError> {
+    let queue: Queue<String> = Queue::new();
+    let kubelet = Arc::new(act::Kubelet::new(parts, queue.clone(), tasks));
+    node::register(&kubelet)
+        .await
+        .map_err(|source| StartError::Register { name: kubelet.parts.node_name.clone(), source })?;
+    observe::wake_on_changes(&kubelet, tasks);
+    let work = Work {
+        reconciler: Arc::new(act::Shared(Arc::clone(&kubelet))),
+        queue,
+        now: kubelet.parts.clock.teller(),
+        at_once: 32,
+        backoff: Backoff::default(),
+    };
+    tasks.spawn("kubelet", move |stop| async move {
+        // Sandboxes of pods that are gone must not be judged before the pods are known.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = work.reconciler.0.synced() => {}
+        }
+        work.run(stop).await;
+    });
+    Ok(node::door(kubelet))
+}

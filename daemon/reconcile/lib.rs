@@ -83,8 +83,13 @@ impl<S> Plan<S> {
 
     /// Looks again at that time at the latest; of several times the earliest holds.
     pub fn again_at(mut self, at: Timestamp) -> Plan<S> {
-        self.again = Some(self.again.map_or(at, |known| known.min(at)));
+        self.look_again(at);
         self
+    }
+
+    /// The same for a plan that is being made.
+    pub fn look_again(&mut self, at: Timestamp) {
+        self.again = Some(self.again.map_or(at, |known| known.min(at)));
     }
 
     /// Nothing to do now. A plan may be empty and still ask to look again.

@@ -1,0 +1,60 @@
+//! What may enter: nothing into a namespace that is not there or is going away.
+
+use api::error::ApiError;
+use api::kinds::{self, Kind};
+use http::HeaderMap;
+use serde_json::json;
+
+use crate::Inner;
+use crate::auth::User;
+use crate::object::{self, meta};
+use crate::path::Resource;
+use crate::query::Query;
+use crate::write::Asked;
+
+/// The namespaces that every cluster has from the start.
+const FIRST_NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// NamespaceLifecycle, as documented: 404 for a namespace that is missing, 403 for one that is terminating.
+pub(crate) fn admit(inner: &Inner, kind: &Kind, object: &serde_json::Value) -> Result<(), ApiError> {
+    if !kind.namespaced {
+        return Ok(());
+    }
+    let namespace = meta(object, "namespace");
+    let row = namespace_kind();
+    let snapshot = inner.store.snapshot();
+    let entry =
+        snapshot.get(&object::key(row, "", namespace)).ok_or_else(|| ApiError::not_found(row, namespace))?;
+    if entry.head.fields.get("status.phase").is_some_and(|phase| phase == "Terminating") {
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
+        return Err(ApiError::forbidden(kind, meta(object, "name"), &why));
+    }
+    Ok(())
+}
+
+fn namespace_kind() -> &'static Kind {
+    kinds::by_kind("v1", "Namespace").expect("Namespaces are served")
+}
+
+/// Makes the first namespaces where they are missing. Twice is once.
+pub(crate) async fn make_first_namespaces(inner: &Inner) -> Result<(), ApiError> {
+    let user = User::room("apiserver");
+    for name in FIRST_NAMESPACES {
+        let resource =
+            Resource { kind: namespace_kind(), namespace: String::new(), name: None, subresource: None };
+        let mut asked = Asked {
+            inner,
+            user: &user,
+            resource: &resource,
+            query: &Query::default(),
+            headers: &HeaderMap::new(),
+            warnings: Vec::new(),
+        };
+        let named = Resource { name: Some(name.to_owned()), ..resource.clone() };
+        if crate::read::entry(inner, &named).is_err() {
+            asked.create(json!({ "metadata": { "name": name } })).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Deletion: at once, gracefully, or held by finalizers, as documented for each propagation policy.
+
+use api::error::ApiError;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use store::Expect;
+
+use crate::object::{self, meta, metadata};
+use crate::write::{Asked, Lost, success};
+use crate::{list, strategy};
+
+/// What a DELETE says in its body or query.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) grace_seconds: Option<i64>,
+    pub(crate) propagation: Option<String>,
+    pub(crate) uid: Option<String>,
+    pub(crate) resource_version: Option<String>,
+}
+
+impl Options {
+    pub(crate) fn asked(query: &crate::query::Query, body: &Value) -> Result<Options, ApiError> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let orphan = match body["orphanDependents"].as_bool() {
+            Some(true) => Some("Orphan".to_owned()),
+            Some(false) => Some("Background".to_owned()),
+            None => None,
+        };
+        let propagation =
+            text(&body["propagationPolicy"]).or(query.get("propagationPolicy").map(str::to_owned)).or(orphan);
+        if let Some(policy) = &propagation
+            && !matches!(policy.as_str(), "Orphan" | "Background" | "Foreground")
+        {
+            return Err(ApiError::bad_request(format!(
+                "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Invalid value: {policy:?}: valid values are \"Background\", \"Foreground\", \"Orphan\""
+            )));
+        }
+        let grace = query.number("gracePeriodSeconds")?.and_then(|seconds| i64::try_from(seconds).ok());
+        Ok(Options {
+            grace_seconds: body["gracePeriodSeconds"].as_i64().or(grace),
+            propagation,
+            uid: text(&body["preconditions"]["uid"]),
+            resource_version: text(&body["preconditions"]["resourceVersion"]),
+        })
+    }
+}
+
+/// DELETE of one object. Answers with the object while it is still going, with a Status when it is gone.
+pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Bytes, ApiError> {
+    loop {
+        let entry = crate::read::entry(asked.inner, asked.resource)?;
+        let old = object::parse(&entry.value);
+        let kind = asked.resource.kind;
+        check(asked, options, &old)?;
+        let marked = strategy::mark_deleted(kind, &old, options, (asked.inner.now)());
+        let expect = Expect::At(entry.modified);
+        let outcome = if strategy::nothing_holds(kind, &marked) {
+            asked.remove(&marked, expect).await.map(|_| success(kind, &marked))
+        } else if marked == old {
+            Ok(entry.value.clone())
+        } else {
+            asked.store_marked(&marked, expect).await
+        };
+        match outcome {
+            Ok(bytes) => return Ok(bytes),
+            Err(Lost::Error(error)) => return Err(error),
+            Err(Lost::Race) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// DELETE of a collection: each object that the query selects, as by `one`.
+pub(crate) async fn collection(asked: &mut Asked<'_>, options: &Options) -> Result<Bytes, ApiError> {
+    let kind = asked.resource.kind;
+    let entries = list::entries(asked.inner, asked.resource, asked.query)?;
+    for entry in entries {
+        let object = object::parse(&entry.value);
+        let resource = crate::path::Resource {
+            kind,
+            namespace: meta(&object, "namespace").to_owned(),
+            name: Some(meta(&object, "name").to_owned()),
+            subresource: None,
+        };
+        let mut each = Asked { resource: &resource, warnings: Vec::new(), ..*asked };
+        match one(&mut each, options).await {
+            Err(error) if error.code != 404 => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": { "group": kind.group, "kind": kind.plural } })
+        .to_string()
+        .into())
+}
+
+fn check(asked: &Asked<'_>, options: &Options, old: &Value) -> Result<(), ApiError> {
+    let kind = asked.resource.kind;
+    let name = meta(old, "name");
+    if let Some(uid) = &options.uid
+        && uid != meta(old, "uid")
+    {
+        return Err(crate::write::wrong_uid(kind, name, uid, meta(old, "uid")));
+    }
+    if let Some(version) = &options.resource_version
+        && version != meta(old, "resourceVersion")
+    {
+        return Err(crate::write::modified(kind, name));
+    }
+    if kind.kind == "Namespace" && matches!(name, "default" | "kube-system" | "kube-public") {
+        return Err(ApiError::forbidden(kind, name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}
+
+/// The marks of a deletion that has been asked for, on an object that something still holds.
+pub(crate) fn marks(object: &mut Value, now: jiff::Timestamp, grace_seconds: i64) {
+    let at = now + std::time::Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
+    let generation = object["metadata"]["generation"].as_i64();
+    let fields = metadata(object);
+    fields.insert("deletionTimestamp".to_owned(), crate::write::seconds(at).into());
+    fields.insert("deletionGracePeriodSeconds".to_owned(), grace_seconds.into());
+    if let Some(generation) = generation {
+        fields.insert("generation".to_owned(), (generation + 1).into());
+    }
+}

@@ -1,0 +1,101 @@
+//! The scale subresource: `autoscaling/v1` Scale over `spec.replicas`.
+
+use api::error::ApiError;
+use api::kinds::Kind;
+use api::patch;
+use serde_json::{Value, json};
+
+use crate::object::{self, meta};
+use crate::path::Resource;
+use crate::write::{Asked, Written};
+use crate::{Inner, read};
+
+/// GET of a scale.
+pub(crate) fn get(inner: &Inner, resource: &Resource) -> Result<Value, ApiError> {
+    let entry = read::entry(inner, resource)?;
+    Ok(scale_of(&object::parse(&entry.value)))
+}
+
+/// PUT or PATCH of a scale: changes `spec.replicas` and nothing else.
+pub(crate) async fn write(
+    asked: &mut Asked<'_>,
+    patch_type: Option<&str>,
+    body: Value,
+) -> Result<Value, ApiError> {
+    let kind = asked.resource.kind;
+    let written: Written = asked
+        .change_fields(|old| {
+            let wanted = wanted(&scale_of(old), patch_type, &body)?;
+            let version = meta(&wanted, "resourceVersion");
+            if !version.is_empty() && version != meta(old, "resourceVersion") {
+                return Err(crate::write::modified(kind, meta(old, "name")));
+            }
+            let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+            let mut new = old.clone();
+            new["spec"]["replicas"] = replicas.into();
+            Ok(new)
+        })
+        .await?;
+    Ok(scale_of(&object::parse(&written.value)))
+}
+
+fn wanted(current: &Value, patch_type: Option<&str>, body: &Value) -> Result<Value, ApiError> {
+    let name = meta(current, "name");
+    let mut wanted = current.clone();
+    match patch_type {
+        None => wanted = body.clone(),
+        Some("application/json-patch+json") => {
+            patch::json_patch(&mut wanted, body).map_err(|error| crate::refusal::of_patch(&error))?;
+        }
+        Some(
+            "application/merge-patch+json"
+            | "application/strategic-merge-patch+json"
+            | "application/apply-patch+yaml",
+        ) => {
+            patch::merge_patch(&mut wanted, body);
+        }
+        Some(_) => return Err(ApiError::unsupported_media_type(&crate::write::PATCH_TYPES)),
+    }
+    match wanted["spec"]["replicas"].as_i64() {
+        None if !wanted["spec"]["replicas"].is_null() => {
+            Err(ApiError::bad_request("spec.replicas: must be a number".to_owned()))
+        }
+        Some(replicas) if !(0..=i64::from(i32::MAX)).contains(&replicas) => {
+            Err(ApiError::bad_request(format!(
+                "Scale.autoscaling {name:?} is invalid: spec.replicas: Invalid value: {replicas}: must be greater than or equal to 0"
+            )))
+        }
+        _ => Ok(wanted),
+    }
+}
+
+fn scale_of(object: &Value) -> Value {
+    let labels = selector_text(&object["spec"]["selector"]);
+    let metadata = &object["metadata"];
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"], "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
+        "status": { "replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": labels },
+    })
+}
+
+/// A label selector in the form of a query, `app=kubia,tier in (a,b)`.
+fn selector_text(selector: &Value) -> String {
+    let equal = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut parts: Vec<String> = equal.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap_or_default();
+        let values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        parts.push(match expression["operator"].as_str() {
+            Some("Exists") => key.to_owned(),
+            Some("DoesNotExist") => format!("!{key}"),
+            Some("NotIn") => format!("{key} notin ({})", values.join(",")),
+            _ => format!("{key} in ({})", values.join(",")),
+        });
+    }
+    parts.join(",")
+}

@@ -1,0 +1,139 @@
+//! Watches: the changes of a kind as they happen, from a revision on.
+//!
+//! Invariant: a watcher sees every change after its start exactly once and in order, or is told 410 and lists again.
+
+use std::time::Duration;
+
+use api::error::ApiError;
+use bytes::Bytes;
+use client::Body;
+use futures::StreamExt;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::json;
+use store::{Event, EventKind, Watch};
+use tokio::time::Instant;
+
+use crate::list::Selection;
+use crate::negotiate::Rendering;
+use crate::path::Resource;
+use crate::query::Query;
+use crate::{Head, Inner, object};
+
+/// A watch ends by itself after this long when the client names no time, as Kubernetes' does (30 to 60 minutes).
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(45 * 60);
+
+/// Starts a watch; the body ends with the time-out, or after an ERROR event.
+pub(crate) fn start(
+    inner: &Inner,
+    resource: &Resource,
+    query: &Query,
+    rendering: Rendering,
+) -> Result<Body, ApiError> {
+    let selection = Selection::asked(resource, query)?;
+    let prefix = object::prefix(resource.kind, &resource.namespace);
+    let asked = query.number("resourceVersion")?;
+    let stream_list = query.flag("sendInitialEvents");
+    let bookmarks = query.flag("allowWatchBookmarks");
+    let snapshot = inner.store.snapshot();
+    if asked.is_some_and(|asked| asked > snapshot.revision()) {
+        return Err(crate::list::too_new(asked.unwrap_or(0), snapshot.revision()));
+    }
+    let from_scratch = stream_list || asked.is_none_or(|asked| asked == 0);
+    let mut first = Vec::new();
+    if from_scratch && query.get("sendInitialEvents") != Some("false") {
+        for entry in snapshot.range(&prefix, None).filter(|entry| selection.matches(&entry.head)) {
+            line(&mut first, "ADDED", &rendering.one(&entry.value));
+        }
+        if stream_list && bookmarks {
+            bookmark(&mut first, &rendering, snapshot.revision(), true);
+        }
+    }
+    let after = if from_scratch { snapshot.revision() } else { asked.unwrap_or(0) };
+    let watch = inner.store.watch(&prefix, after).map_err(|_| too_old(after))?;
+    let timeout = query.number("timeoutSeconds")?.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+    let state = State { watch, selection, rendering, bookmarks, end: Instant::now() + timeout, ended: false };
+    let first = (!first.is_empty()).then(|| Bytes::from(first));
+    let changes =
+        futures::stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
+    let frames = futures::stream::iter(first).chain(changes).map(|bytes| Ok(Frame::data(bytes)));
+    Ok(StreamBody::new(frames).boxed_unsync())
+}
+
+fn too_old(asked: u64) -> ApiError {
+    ApiError::expired(format!("too old resource version: {asked}"))
+}
+
+struct State {
+    watch: Watch<Head>,
+    selection: Selection,
+    rendering: Rendering,
+    bookmarks: bool,
+    end: Instant,
+    ended: bool,
+}
+
+impl State {
+    /// The next lines, all of one batch together. None ends the watch.
+    async fn next(&mut self) -> Option<Bytes> {
+        while !self.ended {
+            let mut lines = Vec::new();
+            // Cancel-safe: Watch::next gives a batch only at its return, and the time-out ends the watch for good.
+            match tokio::time::timeout_at(self.end, self.watch.next()).await {
+                Ok(Ok(events)) => events.iter().for_each(|event| self.tell(&mut lines, event)),
+                Ok(Err(store::Error::Closed)) => return None,
+                Ok(Err(_)) => {
+                    self.ended = true;
+                    line(&mut lines, "ERROR", too_old(self.watch.progress()).status().to_string().as_bytes());
+                }
+                Err(_) => {
+                    self.ended = true;
+                    if self.bookmarks {
+                        bookmark(&mut lines, &self.rendering, self.watch.progress(), false);
+                    }
+                }
+            }
+            if !lines.is_empty() {
+                return Some(lines.into());
+            }
+        }
+        None
+    }
+
+    /// A change as this watcher's selection sees it: an object that comes into or leaves the selection is added or
+    /// deleted, as documented.
+    fn tell(&self, lines: &mut Vec<u8>, event: &Event<Head>) {
+        let before = event.previous.as_ref().is_some_and(|previous| self.selection.matches(&previous.head));
+        let after = event.kind == EventKind::Put && self.selection.matches(&event.entry.head);
+        let name = match (before, after) {
+            (false, true) => "ADDED",
+            (true, true) => "MODIFIED",
+            (true, false) => "DELETED",
+            (false, false) => return,
+        };
+        line(lines, name, &self.rendering.one(&event.entry.value));
+    }
+}
+
+fn line(lines: &mut Vec<u8>, name: &str, object: &[u8]) {
+    lines.extend_from_slice(b"{\"type\":\"");
+    lines.extend_from_slice(name.as_bytes());
+    lines.extend_from_slice(b"\",\"object\":");
+    lines.extend_from_slice(object);
+    lines.extend_from_slice(b"}\n");
+}
+
+fn bookmark(lines: &mut Vec<u8>, rendering: &Rendering, revision: u64, initial_end: bool) {
+    let kind = rendering.kind;
+    let mut mark = json!({
+        "kind": kind.kind, "apiVersion": kind.api_version(), "metadata": { "resourceVersion": revision.to_string() },
+    });
+    if initial_end {
+        mark["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+    }
+    let mark = match rendering.form {
+        crate::negotiate::Form::Whole => Bytes::from(mark.to_string()),
+        _ => rendering.one(&Bytes::from(mark.to_string())),
+    };
+    line(lines, "BOOKMARK", &mark);
+}

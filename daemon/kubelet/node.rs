@@ -1,0 +1,289 @@
+//! The Node object of this machine, and the kubelet's door: logs and exec.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::quantity::Quantity as Amount;
+use bytes::Bytes;
+use client::{Body, NodeDoor, full, is_already_exists};
+use futures::StreamExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use runtime::{ExecSpec, Phase};
+use serde_json::json;
+
+use crate::act::Kubelet;
+use crate::{logs, machine, streams};
+
+/// Makes the Node object, or brings the one of the last start up to date.
+pub(crate) async fn register(kubelet: &Kubelet) -> Result<(), kube::Error> {
+    let api: Api<Node> = Api::all(kubelet.parts.caches.client());
+    let name = &kubelet.parts.node_name;
+    let labels = BTreeMap::from([
+        ("kubernetes.io/hostname".to_owned(), name.clone()),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), arch().to_owned()),
+    ]);
+    let metadata =
+        ObjectMeta { name: Some(name.clone()), labels: Some(labels.clone()), ..ObjectMeta::default() };
+    match api.create(&PostParams::default(), &Node { metadata, ..Node::default() }).await {
+        Err(error) if is_already_exists(&error) => {
+            api.patch(
+                name,
+                &PatchParams::default(),
+                &Patch::Merge(json!({ "metadata": { "labels": labels } })),
+            )
+            .await?;
+        }
+        other => drop(other?),
+    }
+    let known = api.get(name).await?.status.unwrap_or_default();
+    let status = status_of(kubelet, &known);
+    if status != known {
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(json!({ "status": status }))).await?;
+    }
+    Ok(())
+}
+
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn status_of(kubelet: &Kubelet, known: &NodeStatus) -> NodeStatus {
+    let quantity = |amount: Amount| Quantity(amount.to_string());
+    let capacity = BTreeMap::from([
+        ("cpu".to_owned(), quantity(Amount::from_milli(machine::cpu_milli()))),
+        ("memory".to_owned(), Quantity(format!("{}Ki", machine::memory_bytes() / 1024))),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(format!("{}Ki", machine::disk_bytes(&kubelet.parts.pods_dir) / 1024)),
+        ),
+        ("pods".to_owned(), Quantity(kubelet.parts.config.max_pods.to_string())),
+    ]);
+    let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
+    let version = format!("v1.36.0+holdfast-{}", env!("CARGO_PKG_VERSION"));
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", kubelet.parts.network.addresses().node.to_string()),
+            address("Hostname", kubelet.parts.node_name.clone()),
+        ]),
+        allocatable: Some(capacity.clone()),
+        capacity: Some(capacity),
+        conditions: Some(vec![ready(known, kubelet.parts.clock.now())]),
+        node_info: Some(NodeSystemInfo {
+            architecture: arch().to_owned(),
+            boot_id: machine::line("/proc/sys/kernel/random/boot_id"),
+            container_runtime_version: format!("holdfast://{}", env!("CARGO_PKG_VERSION")),
+            kernel_version: machine::line("/proc/sys/kernel/osrelease"),
+            kube_proxy_version: String::new(),
+            kubelet_version: version,
+            machine_id: machine::line("/etc/machine-id"),
+            operating_system: "linux".to_owned(),
+            os_image: machine::os_image(),
+            system_uuid: machine::line("/sys/class/dmi/id/product_uuid"),
+            ..NodeSystemInfo::default()
+        }),
+        ..NodeStatus::default()
+    }
+}
+
+fn ready(known: &NodeStatus, now: Timestamp) -> NodeCondition {
+    let before = known
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "Ready" && condition.status == "True");
+    before.cloned().unwrap_or_else(|| NodeCondition {
+        type_: "Ready".to_owned(),
+        status: "True".to_owned(),
+        reason: Some("KubeletReady".to_owned()),
+        message: Some("kubelet is posting ready status".to_owned()),
+        last_transition_time: Some(Time(now)),
+        last_heartbeat_time: Some(Time(now)),
+    })
+}
+
+/// The kubelet's HTTP paths, answered by function call.
+pub(crate) fn door(kubelet: Arc<Kubelet>) -> NodeDoor {
+    Arc::new(move |request| {
+        let kubelet = Arc::clone(&kubelet);
+        Box::pin(async move { answer(&kubelet, request).await })
+    })
+}
+
+async fn answer(kubelet: &Arc<Kubelet>, request: Request<Body>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let ["containerLogs" | "exec", namespace, name, container] = parts[..] else {
+        return status(StatusCode::NOT_FOUND, "NotFound", &format!("the kubelet has no path {path:?}"));
+    };
+    let Some(pod) = kubelet.pods.get(&client::Key::new(namespace, name)) else {
+        return status(StatusCode::NOT_FOUND, "NotFound", &format!("pods {name:?} not found"));
+    };
+    let query: Vec<(String, String)> = pairs(request.uri().query().unwrap_or_default());
+    if parts[0] == "exec" {
+        exec(kubelet, &pod, container, &query, request).await
+    } else {
+        log(kubelet, &pod, container, &query)
+    }
+}
+
+fn log(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &[(String, String)]) -> Response<Body> {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let get = |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let flag = |name: &str| get(name).is_some_and(|value| value == "true" || value == "1");
+    let dir = kubelet.log_dir(pod).join(container);
+    let Some(newest) = attempts(&dir).last().copied() else {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let state = waiting_reason(pod, container);
+        let message = format!("container {container:?} in pod {name:?} is waiting to start: {state}");
+        return status(StatusCode::BAD_REQUEST, "BadRequest", &message);
+    };
+    let attempt = if flag("previous") { newest.checked_sub(1) } else { Some(newest) };
+    let path = attempt.map(|attempt| dir.join(format!("{attempt}.log"))).filter(|path| path.exists());
+    let (Some(path), Some(attempt)) = (path, attempt) else {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        return status(
+            StatusCode::BAD_REQUEST,
+            "BadRequest",
+            &format!("previous terminated container {container:?} in pod {name:?} not found"),
+        );
+    };
+    let since_seconds = get("sinceSeconds")
+        .and_then(|text| text.parse().ok())
+        .map(|seconds| kubelet.parts.clock.now() - SignedDuration::from_secs(seconds));
+    let wanted = logs::Wanted {
+        follow: flag("follow") && attempt == newest,
+        tail_lines: get("tailLines").and_then(|text| text.parse().ok()),
+        since: since_seconds.or(get("sinceTime").and_then(|text| text.parse().ok())),
+        timestamps: flag("timestamps"),
+        limit_bytes: get("limitBytes").and_then(|text| text.parse().ok()),
+    };
+    let (to, from) = tokio::sync::mpsc::channel(4);
+    let (kubelet, container) = (Arc::clone(kubelet), container.to_owned());
+    let running = move || {
+        let sandbox = kubelet.parts.runtime.sandboxes().remove(&uid);
+        sandbox.is_some_and(|sandbox| {
+            sandbox.containers.iter().any(|state| {
+                state.name == container
+                    && state.attempt == attempt
+                    && matches!(state.phase, Phase::Running { .. })
+            })
+        })
+    };
+    tokio::spawn(logs::send(path, wanted, running, to));
+    let frames = futures::stream::unfold(from, |mut from| async move {
+        from.recv().await.map(|bytes: Bytes| (bytes, from))
+    });
+    let mut response =
+        Response::new(StreamBody::new(frames.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// The attempts of a container that have a log, oldest first.
+fn attempts(dir: &std::path::Path) -> Vec<u32> {
+    let names = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let mut attempts: Vec<u32> = names.filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
+    attempts.sort_unstable();
+    attempts
+}
+
+fn waiting_reason(pod: &Pod, container: &str) -> String {
+    let statuses = pod.status.iter().flat_map(|status| {
+        status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
+    });
+    let state = statuses
+        .into_iter()
+        .find(|status| status.name == container)
+        .and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone());
+    state.unwrap_or_else(|| "ContainerCreating".to_owned())
+}
+
+async fn exec(
+    kubelet: &Arc<Kubelet>,
+    pod: &Pod,
+    container: &str,
+    query: &[(String, String)],
+    mut request: Request<Body>,
+) -> Response<Body> {
+    let all = |name: &str| {
+        query.iter().filter(|(known, _)| known == name).map(|(_, value)| value.clone()).collect::<Vec<_>>()
+    };
+    let flag = |name: &str| all(name).first().is_some_and(|value| value == "true" || value == "1");
+    let spec = ExecSpec {
+        args: all("command"),
+        env: Vec::new(),
+        tty: flag("tty"),
+        stdin: flag("stdin"),
+        size: None,
+    };
+    if spec.args.is_empty() {
+        return status(
+            StatusCode::BAD_REQUEST,
+            "BadRequest",
+            "you must specify at least one command for the container",
+        );
+    }
+    let (response, _protocol) = match streams::upgrade(&request) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return *refusal,
+    };
+    let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
+        return status(StatusCode::BAD_REQUEST, "BadRequest", "this connection cannot be upgraded");
+    };
+    match kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await {
+        Ok(running) => {
+            tokio::spawn(streams::carry(upgrade, running));
+            response
+        }
+        Err(error) => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &reconcile::chain(&error)),
+    }
+}
+
+/// A Status object as an answer.
+pub(crate) fn status(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
+    let body = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason, "message": message, "code": code.as_u16() });
+    let mut response = Response::new(full(body.to_string()));
+    *response.status_mut() = code;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// A query's pairs, decoded.
+fn pairs(query: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let spaced = text.replace('+', " ");
+        let mut out = Vec::new();
+        let mut bytes = spaced.bytes();
+        while let Some(byte) = bytes.next() {
+            let mut hex = || char::from(bytes.next()?).to_digit(16);
+            match byte {
+                b'%' => {
+                    out.extend(hex().zip(hex()).and_then(|(high, low)| u8::try_from(high * 16 + low).ok()))
+                }
+                other => out.push(other),
+            }
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let pairs = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.map(|(name, value)| (decode(name), decode(value))).collect()
+}
