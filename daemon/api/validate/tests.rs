@@ -407,8 +407,8 @@ mod any_json {
                 (0..odd % 3).map(|at| (format!("k{at}"), fill(inner, depth - 1, pick))).collect()
             }
             Shape::Int32 | Shape::Int64 | Shape::Double => (i64::from(odd) - 100).into(),
-            Shape::Boolean => (odd % 2 == 0).into(),
-            Shape::Quantity if odd % 2 == 0 => odd.into(),
+            Shape::Boolean => odd.is_multiple_of(2).into(),
+            Shape::Quantity if odd.is_multiple_of(2) => odd.into(),
             Shape::Time | Shape::MicroTime => "2026-01-01T00:00:00Z".into(),
             _ => ["x:1", "1Gi", "25%", "10.0.0.1", ""][usize::from(odd % 5)].into(),
         }
