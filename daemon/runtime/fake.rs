@@ -41,12 +41,14 @@ pub enum Play {
     },
 }
 
+type Director = dyn Fn(&[String]) -> Play + Send + Sync;
+
 /// The runtime in memory.
 pub struct FakeRuntime {
     sandboxes: Mutex<BTreeMap<String, SandboxState>>,
     specs: Mutex<BTreeMap<(String, String, u32), ContainerSpec>>,
     changes: broadcast::Sender<String>,
-    play: Box<dyn Fn(&[String]) -> Play + Send + Sync>,
+    play: Box<Director>,
     next_pid: Mutex<u32>,
 }
 

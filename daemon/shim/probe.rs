@@ -46,11 +46,12 @@ fn overlay(dir: &Path) -> std::io::Result<()> {
         fs::create_dir_all(at(name))?;
     }
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
+        "lowerdir={},upperdir={},workdir={},volatile",
         at("lower").display(),
         at("upper").display(),
         at("work").display()
     );
+    // Volatile as containers' are: taking it away must not wait for a disk that others keep busy.
     let options = std::ffi::CString::new(options)?;
     rustix::mount::mount("overlay", at("root"), "overlay", MountFlags::NODEV, options.as_c_str())?;
     Ok(())

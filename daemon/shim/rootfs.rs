@@ -130,9 +130,7 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
     let (upper, work) = (escape(&plan.dir.join("upper")), escape(&plan.dir.join("work")));
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     if options.len() + ",volatile".len() > LONGEST_OPTIONS {
-        let reason =
-            format!("{}: the paths of {} layers exceed one page", what(), plan.container.layers.len());
-        return Err(Fail { reason, code: 128 });
+        return overlay_of_many(plan, target);
     }
     let flags = if plan.container.privileged { MountFlags::empty() } else { MountFlags::NODEV };
     let mount = |options: String| {
@@ -144,6 +142,24 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
         Err(Errno::INVAL) => mount(options).step(what),
         outcome => outcome.step(what),
     }
+}
+
+/// Layer by layer, which kernels since 6.5 take, for images whose paths do not fit in one page.
+fn overlay_of_many(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
+    let layers = &plan.container.layers;
+    let what =
+        || format!("mount an overlay of {} layers on {} (needs Linux 6.5)", layers.len(), target.display());
+    let (upper, work) = (plan.dir.join("upper"), plan.dir.join("work"));
+    let lower = layers.iter().rev().map(|layer| ("lowerdir+", layer.to_string_lossy()));
+    let own =
+        [("upperdir", upper.to_string_lossy()), ("workdir", work.to_string_lossy()), ("volatile", "".into())];
+    let options: Vec<_> = lower.chain(own).collect();
+    let options: Vec<(&str, &str)> = options.iter().map(|(name, value)| (*name, &**value)).collect();
+    let flags =
+        if plan.container.privileged { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
+    let tree = fresh("overlay", &options, flags)?;
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step(what)
 }
 
 fn standard(plan: &Plan<'_>, root: &Root, groups: Vec<(String, OwnedFd)>) -> Result<(), Fail> {

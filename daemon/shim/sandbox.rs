@@ -32,9 +32,7 @@ pub(crate) struct Pump {
 
 /// A process that was started and watched.
 pub(crate) struct Process {
-    /// In the host's pid namespace.
-    pub(crate) pid: u32,
-    /// The same, for ever; `None` once it was waited for.
+    /// Itself, for ever; `None` once it was waited for.
     pub(crate) pidfd: Option<OwnedFd>,
     /// Open until the program runs or its start failed.
     pub(crate) report: Option<OwnedFd>,
@@ -184,6 +182,36 @@ impl Shim {
     }
 }
 
+/// Unmaps the program's code and constants; what the loop needs comes back by itself. A single shim is then charged
+/// with what it uses, not with all that setting up touched.
+pub(crate) fn forget_code() {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    for (from, to) in clean_mappings(&maps) {
+        sys::let_go(from, to);
+    }
+}
+
+/// Read-only mappings of files, in the text of `smaps`, of which no page was ever written: a page of relocations that
+/// was made read-only later counts as anonymous and must stay.
+fn clean_mappings(smaps: &str) -> Vec<(usize, usize)> {
+    let (mut found, mut last) = (Vec::new(), None);
+    for line in smaps.lines() {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields.as_slice() {
+            [range, rights, _, _, _, path] if range.contains('-') => {
+                let file = path.starts_with('/') && !rights.contains('w');
+                let address = |text| usize::from_str_radix(text, 16).ok();
+                let ends = range.split_once('-').and_then(|(from, to)| Some((address(from)?, address(to)?)));
+                last = ends.filter(|_| file);
+            }
+            [range, _, _, _, _] if range.contains('-') => last = None,
+            ["Anonymous:", "0", "kB"] => found.extend(last.take()),
+            _ => {}
+        }
+    }
+    found
+}
+
 /// The shims of an instance share a group beside the sandboxes', so that no limit of a pod hits its shim and the
 /// end of the daemon's service does not end the shims.
 fn leave_daemon_cgroups(spec: &Sandbox) -> Result<(), Fail> {
@@ -225,4 +253,29 @@ pub(crate) fn exit_of(status: rustix::process::WaitIdStatus) -> Exit {
         None => status.exit_status().unwrap_or(255),
     };
     Exit { code, signal, oom_killed: false, finished_at: now() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_that_are_still_the_files_own_are_let_go() {
+        let smaps = "\
+00400000-00401000 r--p 00000000 fe:00 1 /bin/shim
+Rss:                   4 kB
+Anonymous:             0 kB
+00401000-00500000 r-xp 00001000 fe:00 1 /bin/shim
+Anonymous:             0 kB
+00550000-00560000 r--p 00150000 fe:00 1 /bin/shim
+Anonymous:            40 kB
+00560000-00561000 rw-p 00160000 fe:00 1 /bin/shim
+Anonymous:             0 kB
+00561000-00570000 rw-p 00000000 00:00 0
+Anonymous:             0 kB
+7fff00000000-7fff00001000 r-xp 00000000 00:00 0 [vdso]
+Anonymous:             0 kB
+";
+        assert_eq!(clean_mappings(smaps), [(0x0040_0000, 0x0040_1000), (0x0040_1000, 0x0050_0000)]);
+    }
 }

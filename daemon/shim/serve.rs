@@ -244,6 +244,7 @@ fn container_report(shim: &mut Shim, key: &(String, u32)) {
             if let Some(waiter) = waiter {
                 reply(shim, waiter, Answer::Container(observed));
             }
+            sandbox::forget_code();
         }
     }
 }

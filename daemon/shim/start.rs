@@ -75,7 +75,7 @@ impl Shim {
         Ok(Running {
             spec: spec.clone(),
             observed,
-            process: Process { pid, pidfd: Some(pidfd), report: Some(report), waiter: Some(waiter) },
+            process: Process { pidfd: Some(pidfd), report: Some(report), waiter: Some(waiter) },
             log,
             pumps: [pump(ours.output), pump(ours.error)],
             input: ours.input,
@@ -86,7 +86,7 @@ impl Shim {
     pub(crate) fn exec(&mut self, name: &str, exec: &Exec, waiter: Waiter) -> Result<(), Fail> {
         let runs =
             |c: &&Running| c.spec.name == name && c.observed.exit.is_none() && c.process.report.is_none();
-        let Some(container) = self.containers.values().filter(runs).last() else {
+        let Some(container) = self.containers.values().filter(runs).next_back() else {
             return Err(Fail { reason: format!("no running container {name}"), code: 0 });
         };
         let target = container.process.pidfd.as_ref().expect("a running container was not waited for");
@@ -108,7 +108,7 @@ impl Shim {
         let Forked::Parent { pid, pidfd } = forked.step(|| "fork".to_owned())? else {
             unreachable!("the child never returns")
         };
-        let process = Process { pid, pidfd: Some(pidfd), report: Some(report), waiter: Some(waiter) };
+        let process = Process { pidfd: Some(pidfd), report: Some(report), waiter: Some(waiter) };
         let fds = [ours.input, ours.output, ours.error].into_iter().flatten().collect();
         self.execs.insert(pid, Further { process, connection: waiter.0, fds });
         Ok(())

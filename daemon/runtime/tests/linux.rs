@@ -379,3 +379,65 @@ async fn usage_counts_what_runs() {
     assert!(used.pids == 1 && used.memory_bytes > 0, "{used:?}");
     bed.clean(&runtime).await;
 }
+
+#[tokio::test]
+async fn containers_of_a_sandbox_share_its_memory_and_its_sysctls() {
+    let bed = Bed::new();
+    let runtime = bed.open().await;
+    let mut spec = bed.ground.sandbox("s");
+    spec.sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "81".to_owned());
+    runtime.start_sandbox(spec).await.expect("a sandbox");
+    let (_, said) = script(
+        &bed,
+        &runtime,
+        "echo here > /dev/shm/x; cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+        |_| {},
+    )
+    .await;
+    assert_eq!(said, "81");
+    let (_, said) = script(&bed, &runtime, "cat /dev/shm/x", |_| {}).await;
+    assert_eq!(said, "here");
+    let mut foreign = bed.ground.sandbox("foreign");
+    foreign.sysctls.insert("kernel.panic".to_owned(), "1".to_owned());
+    let refused = runtime.start_sandbox(foreign).await.expect_err("a sysctl of the host");
+    assert_eq!(
+        refused.to_string(),
+        "start sandbox foreign: set sysctl kernel.panic: it is not the sandbox's own"
+    );
+    assert_eq!(runtime.sandboxes().len(), 1);
+    bed.clean(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_on_the_host_network_stays_in_it() {
+    let bed = Bed::new();
+    let runtime = bed.open().await;
+    let mut spec = bed.ground.sandbox("s");
+    spec.host_network = true;
+    let state = runtime.start_sandbox(spec).await.expect("a sandbox");
+    let namespace = |path: &Path| std::fs::read_link(path).expect("a namespace");
+    assert_eq!(namespace(&state.netns), namespace(Path::new("/proc/self/ns/net")));
+    let (code, said) =
+        script(&bed, &runtime, "mkdir /sys/fs/cgroup/x || mount -o remount,rw /sys || echo frozen", |_| {})
+            .await;
+    assert_eq!((code, said.as_str()), (0, "frozen"));
+    let own = runtime.start_sandbox(bed.ground.sandbox("own")).await.expect("a sandbox");
+    assert_ne!(namespace(&own.netns), namespace(Path::new("/proc/self/ns/net")));
+    bed.clean(&runtime).await;
+}
+
+#[tokio::test]
+async fn an_image_of_a_hundred_layers_starts() {
+    let bed = Bed::new();
+    let runtime = bed.open().await;
+    let mut layers = bed.ground.layers.clone();
+    for n in 0..100 {
+        let layer = bed.dir.path().join(format!("one-of-many-layers-with-a-long-name-{n}"));
+        std::fs::create_dir(&layer).expect("a layer");
+        std::fs::write(layer.join("top"), n.to_string()).expect("a file");
+        layers.push(layer);
+    }
+    let (_, said) = script(&bed, &runtime, "cat /top", |spec| spec.layers = layers).await;
+    assert_eq!(said, "99");
+    bed.clean(&runtime).await;
+}
