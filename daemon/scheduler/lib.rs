@@ -1,1 +1,43 @@
-//! scheduler
+//! The scheduler: gives every pod a node, or says exactly why it has none.
+//!
+//! Invariant: what a pod takes is counted from the moment its binding is asked for, so two pods never get the same
+//! room, however many are bound at once.
+//! Invariant: an unschedulable pod is looked at again when something changed that could help it, never by a timer.
+
+mod cluster;
+mod demand;
+mod filter;
+mod ledger;
+mod plan;
+mod score;
+mod work;
+
+#[cfg(test)]
+mod golden;
+
+pub use work::start;
+
+/// What a round of the scheduler fails with. The loop tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A pod could not be bound.
+    #[error("bind pod {pod} to node {node}")]
+    Bind {
+        /// Namespace and name.
+        pod: String,
+        /// The node that was chosen.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// It could not be said why a pod has no node.
+    #[error("report on pod {pod}")]
+    Report {
+        /// Namespace and name.
+        pod: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
