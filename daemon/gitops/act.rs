@@ -1,0 +1,133 @@
+//! Requests through the door: server-side apply, dry or real, delete, and the application's own object.
+//!
+//! Invariant: doing it twice is the same as once: what is applied already stays, what is gone already is success.
+
+use std::fmt::Write as _;
+
+use api::kinds::Kind;
+use http::{Method, Request, header};
+use kube::Client;
+use serde_json::{Value, json};
+
+use crate::build::{Id, Object};
+use crate::plan::Removal;
+use crate::status::Status;
+use crate::{Error, FIELD_MANAGER};
+
+/// Whether an apply is to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    Dry,
+    Real,
+}
+
+/// Applies an object and returns what it is (or would be) afterwards.
+pub(crate) async fn apply(door: &Client, object: &Object, run: Run) -> Result<Value, kube::Error> {
+    let mut path = path_of(object.kind, &object.id);
+    let _ = write!(path, "?fieldManager={FIELD_MANAGER}&force=true");
+    if run == Run::Dry {
+        path.push_str("&dryRun=All");
+    }
+    send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &object.value))).await
+}
+
+/// Deletes an object if it is still the one that was looked at.
+pub(crate) async fn delete(door: &Client, removal: &Removal) -> Result<(), kube::Error> {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "propagationPolicy": "Background",
+        "preconditions": {"uid": removal.uid},
+    });
+    let path = path_of(removal.kind, &removal.id);
+    match send(door, Method::DELETE, &path, Some(("application/json", &body))).await {
+        Ok(_) => Ok(()),
+        Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The application's own object with this spec, made if it is not there.
+pub(crate) async fn declare(door: &Client, name: &str, spec: &Value) -> Result<Value, Error> {
+    let body = json!({
+        "apiVersion": "holdfast.dev/v1",
+        "kind": "Application",
+        "metadata": {"name": name},
+        "spec": spec,
+    });
+    let path = format!("/apis/holdfast.dev/v1/applications/{name}?fieldManager={FIELD_MANAGER}&force=true");
+    let sent = send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &body))).await;
+    sent.map_err(|source| Error::Door {
+        verb: "declare",
+        what: format!("application {name}"),
+        source: Box::new(source),
+    })
+}
+
+/// Writes the application's status.
+pub(crate) async fn report(door: &Client, name: &str, status: &Status) -> Result<(), Error> {
+    let what = || format!("the status of application {name}");
+    let status = serde_json::to_value(status).map_err(|source| Error::Json { what: what(), source })?;
+    let path = format!("/apis/holdfast.dev/v1/applications/{name}/status?fieldManager={FIELD_MANAGER}");
+    let sent =
+        send(door, Method::PATCH, &path, Some(("application/merge-patch+json", &json!({"status": status}))))
+            .await;
+    sent.map(|_| ()).map_err(|source| Error::Door { verb: "write", what: what(), source: Box::new(source) })
+}
+
+async fn send(
+    door: &Client,
+    method: Method,
+    path: &str,
+    body: Option<(&str, &Value)>,
+) -> Result<Value, kube::Error> {
+    let mut request = Request::builder().method(method).uri(path);
+    let mut bytes = Vec::new();
+    if let Some((kind, value)) = body {
+        request = request.header(header::CONTENT_TYPE, kind);
+        bytes = serde_json::to_vec(value).map_err(kube::Error::SerdeError)?;
+    }
+    door.request::<Value>(request.body(bytes).map_err(kube::Error::HttpError)?).await
+}
+
+fn path_of(kind: &Kind, id: &Id) -> String {
+    let mut path = if kind.group.is_empty() {
+        format!("/api/{}", kind.version)
+    } else {
+        format!("/apis/{}/{}", kind.group, kind.version)
+    };
+    if !id.namespace.is_empty() {
+        let _ = write!(path, "/namespaces/{}", escape(&id.namespace));
+    }
+    let _ = write!(path, "/{}/{}", kind.plural, escape(&id.name));
+    path
+}
+
+/// Names come from files: what is not plain must not change the path.
+fn escape(part: &str) -> String {
+    let mut escaped = String::new();
+    for byte in part.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b':' => {
+                escaped.push(char::from(byte))
+            }
+            _ => {
+                let _ = write!(escaped, "%{byte:02X}");
+            }
+        }
+    }
+    if matches!(escaped.as_str(), "." | "..") { escaped.replace('.', "%2E") } else { escaped }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_path() {
+        let kind = api::kinds::by_kind("v1", "ConfigMap").unwrap();
+        let id = Id { namespace: "a/b".to_owned(), name: "../x?y".to_owned(), ..Id::default() };
+        assert_eq!(path_of(kind, &id), "/api/v1/namespaces/a%2Fb/configmaps/..%2Fx%3Fy");
+    }
+}

@@ -1,0 +1,140 @@
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+
+use super::*;
+use std::fmt::Write as _;
+
+fn snapshot(files: &[(&str, &str)]) -> Snapshot {
+    let files = files.iter().map(|(name, text)| (Arc::from(*name), Arc::from(text.as_bytes()))).collect();
+    Snapshot { files, ..Snapshot::default() }
+}
+
+fn builder() -> Builder {
+    Builder::new(Defaults { namespace: "default".to_owned(), application: "demo".to_owned() })
+}
+
+/// Objects, what is kept back, unread files and defects as lines of text.
+fn told(built: &Built) -> String {
+    let mut text = String::new();
+    for object in &built.objects {
+        let _ = writeln!(text, "object {}:{} {} wave {}", object.file, object.line, object.id, object.wave);
+    }
+    for id in &built.kept_back {
+        let _ = writeln!(text, "kept back {id}");
+    }
+    for file in built.unread.keys() {
+        let _ = writeln!(text, "unread {file}");
+    }
+    for defect in &built.defects {
+        let _ = writeln!(text, "defect {defect}");
+    }
+    text
+}
+
+/// Each directory of golden/build holds files and `expected.txt`; UPDATE=1 rewrites it.
+fn check(name: &str) {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("build/golden").join(name);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if file != "expected.txt" {
+            files.push((file, std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let got = told(&builder().build(&snapshot(&files)));
+    let expected = dir.join("expected.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&expected, &got).unwrap();
+    }
+    assert_eq!(got, std::fs::read_to_string(&expected).unwrap_or_default(), "{name}");
+}
+
+#[test]
+fn sound_files_give_objects_with_their_lines() {
+    check("sound");
+}
+
+#[test]
+fn every_defect_names_its_place_and_the_way_out() {
+    check("defects");
+}
+
+#[test]
+fn a_name_taken_twice_is_told_at_both_places_and_applied_from_neither() {
+    check("twice");
+}
+
+#[test]
+fn what_kubernetes_has_but_this_node_has_not_is_said_so() {
+    check("kinds");
+}
+
+#[test]
+fn yaml_is_read_as_kubernetes_reads_it() {
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: a, labels: &l {x: \"1\"}}\nstringData: {<<: *l, on: \"2\"}\nimmutable: yes\n";
+    let built = builder().build(&snapshot(&[("a.yaml", text)]));
+    assert!(built.defects.is_empty(), "{:?}", built.defects);
+    let value = &built.objects[0].value;
+    assert_eq!(value["immutable"], true);
+    assert_eq!(value["stringData"], serde_json::json!({"x": "1", "true": "2"}));
+    assert_eq!(value["metadata"]["labels"][crate::APPLICATION_LABEL], "demo");
+    assert_eq!(value["metadata"]["namespace"], "default");
+}
+
+#[test]
+fn an_octal_mode_is_the_number_that_kubernetes_means() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers: [{name: c, image: i}]\n  volumes:\n  - name: v\n    secret: {secretName: s, defaultMode: 0660}\n";
+    let built = builder().build(&snapshot(&[("a.yaml", text)]));
+    assert_eq!(built.objects[0].value["spec"]["volumes"][0]["secret"]["defaultMode"], 432);
+}
+
+#[test]
+fn a_bomb_of_aliases_is_refused_quickly() {
+    let mut text =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+            .to_owned();
+    for level in 1..12 {
+        let refs = vec![format!("*a{}", level - 1); 10].join(", ");
+        let _ = writeln!(text, "a{level}: &a{level} [{refs}]");
+    }
+    let built = builder().build(&snapshot(&[("bomb.yaml", &text)]));
+    assert!(built.objects.is_empty());
+    assert!(built.defects[0].message.contains("too large"), "{:?}", built.defects);
+    let deep = "[".repeat(5000);
+    let built = builder().build(&snapshot(&[("deep.yaml", &deep)]));
+    assert_eq!(built.unread.len(), 1, "{:?}", built.defects);
+}
+
+#[test]
+fn a_file_whose_bytes_did_not_change_is_not_read_again() {
+    let one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+    let mut builder = builder();
+    let first = builder.build(&snapshot(&[("a.yaml", one)]));
+    let second = builder.build(&snapshot(&[
+        ("a.yaml", one),
+        ("b.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n"),
+    ]));
+    assert!(Arc::ptr_eq(&first.objects[0].value, &second.objects[0].value));
+    assert_eq!(second.objects.len(), 2);
+}
+
+#[test]
+fn a_field_that_the_api_names_is_found_in_its_file() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: z}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: a\nspec:\n  selector: {matchLabels: {app: a}}\n  template:\n    metadata: {labels: {app: a}}\n    spec:\n      containers:\n      - name: c\n        image: i\n        ports:\n        - containerPort: 99999\n";
+    let mut builder = builder();
+    let built = builder.build(&snapshot(&[("a.yaml", text)]));
+    let deployment = built.objects.iter().find(|object| object.id.kind == "Deployment").unwrap();
+    let path = "spec.template.spec.containers[0].ports[0].containerPort";
+    assert_eq!(builder.place(deployment, path), (18, 11));
+    assert_eq!(builder.place(deployment, "spec.template.spec.containers[0].livenessProbe").0, 15);
+}
+
+#[test]
+fn any_cut_of_a_sound_file_gives_objects_or_defects_and_never_a_panic() {
+    let text = include_str!("golden/sound/all.yaml");
+    for (cut, _) in text.char_indices() {
+        let built = builder().build(&snapshot(&[("cut.yaml", &text[..cut])]));
+        assert!(built.objects.len() <= 8);
+    }
+}

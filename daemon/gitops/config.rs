@@ -1,0 +1,220 @@
+//! What a person declares in config.toml as `[[application]]`, and the source it names.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::Error;
+use crate::source::Location;
+
+/// One application: a source, a path and a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// Names it everywhere; a DNS label.
+    pub name: String,
+    /// A directory on this machine. Either this or `git`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// A repository: a path, `file://`, `https://`, `ssh://` or `user@host:path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<String>,
+    /// A branch, tag, commit or full ref; the repository's HEAD when absent.
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// The directory in the repository; all of it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// For objects that name no namespace.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// Whether what vanishes from the source is deleted.
+    #[serde(default = "yes")]
+    pub prune: bool,
+    /// Whether a source that has become empty may prune everything.
+    #[serde(default)]
+    pub allow_empty: bool,
+    /// How often a repository on another machine is asked for its refs.
+    #[serde(default)]
+    pub interval: Seconds,
+    /// Looks and tells, but changes nothing.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A span of time, written `"60s"`, `"5m"`, `"1h"` or as a number of seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seconds(pub u64);
+
+impl Default for Seconds {
+    fn default() -> Seconds {
+        Seconds(60)
+    }
+}
+
+impl Seconds {
+    /// As a duration, at least a second.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.max(1))
+    }
+}
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", self.0)
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(seconds) => Ok(Seconds(seconds)),
+            Written::Text(text) => parse_seconds(&text).ok_or_else(|| {
+                serde::de::Error::custom(format!("\"{text}\" is not a time; write \"60s\", \"5m\" or \"1h\""))
+            }),
+        }
+    }
+}
+
+fn parse_seconds(text: &str) -> Option<Seconds> {
+    let (digits, factor) = match text.trim().split_at_checked(text.trim().len().checked_sub(1)?)? {
+        (digits, "s") => (digits, 1),
+        (digits, "m") => (digits, 60),
+        (digits, "h") => (digits, 3600),
+        _ => (text.trim(), 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor).map(Seconds)
+}
+
+/// Where an application's files come from, parsed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    Directory(PathBuf),
+    Git { location: Location, reference: String, path: String },
+}
+
+impl Application {
+    /// Checks the declaration.
+    ///
+    /// # Errors
+    /// `Config` names what is wrong and the way out.
+    pub fn check(&self) -> Result<(), Error> {
+        self.origin().map(|_| ())
+    }
+
+    pub(crate) fn origin(&self) -> Result<Origin, Error> {
+        let refuse = |why: &str| Err(Error::Config { application: self.name.clone(), why: why.to_owned() });
+        if !is_label(&self.name) {
+            return refuse("its name has to be of lower-case letters, digits and '-', at most 63");
+        }
+        if !is_label(&self.namespace) {
+            return refuse("its namespace has to be of lower-case letters, digits and '-', at most 63");
+        }
+        match (&self.dir, &self.git) {
+            (Some(_), Some(_)) => refuse("it names both `dir` and `git`; keep one"),
+            (None, None) => refuse("it has no source; add `dir = \"…\"` or `git = \"…\"`"),
+            (Some(dir), None) => {
+                if self.reference.is_some() || self.path.is_some() {
+                    return refuse("`ref` and `path` go with `git`, not with `dir`");
+                }
+                Ok(Origin::Directory(dir.clone()))
+            }
+            (None, Some(url)) => {
+                let location = Location::parse(url)
+                    .map_err(|why| Error::Config { application: self.name.clone(), why })?;
+                let path = self.path.as_deref().unwrap_or("").trim_matches('/');
+                if path.split('/').any(|part| part == "..") {
+                    return refuse("`path` must not leave the repository");
+                }
+                let path = path.trim_start_matches("./").to_owned();
+                let path = if path == "." { String::new() } else { path };
+                let reference = self.reference.clone().unwrap_or_else(|| "HEAD".to_owned());
+                Ok(Origin::Git { location, reference, path })
+            }
+        }
+    }
+}
+
+fn is_label(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inside)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+mod tests {
+    use super::*;
+
+    fn application(rest: serde_json::Value) -> Application {
+        serde_json::from_value(rest).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_those_a_person_wants() {
+        let app = application(serde_json::json!({"name": "demo", "dir": "manifests"}));
+        assert!(app.prune && !app.allow_empty && !app.suspend);
+        assert_eq!((app.namespace.as_str(), app.interval), ("default", Seconds(60)));
+        assert_eq!(app.origin().unwrap(), Origin::Directory("manifests".into()));
+    }
+
+    #[test]
+    fn a_key_that_does_not_exist_is_refused() {
+        let wrong =
+            serde_json::from_value::<Application>(serde_json::json!({"name": "demo", "directory": "x"}));
+        assert!(wrong.unwrap_err().to_string().contains("directory"));
+    }
+
+    #[test]
+    fn a_source_is_exactly_one_of_dir_and_git() {
+        for (json, word) in [
+            (serde_json::json!({"name": "a"}), "no source"),
+            (serde_json::json!({"name": "a", "dir": "x", "git": "y"}), "both"),
+            (serde_json::json!({"name": "a", "dir": "x", "ref": "main"}), "`ref`"),
+            (serde_json::json!({"name": "a", "git": "/r", "path": "../x"}), "leave"),
+            (serde_json::json!({"name": "A b", "dir": "x"}), "lower-case"),
+            (serde_json::json!({"name": "a", "git": "ftp://x/y"}), "ftp"),
+        ] {
+            let error = application(json).check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn times_are_written_with_a_unit() {
+        for (text, want) in [
+            ("90s", Some(90)),
+            ("5m", Some(300)),
+            ("1h", Some(3600)),
+            ("7", Some(7)),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_seconds(text).map(|seconds| seconds.0), want, "{text}");
+        }
+    }
+}

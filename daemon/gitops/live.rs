@@ -1,0 +1,178 @@
+//! What is live of the objects that applications care about, and the wakes when it changes.
+//!
+//! Invariant: a change of an object wakes the application its label names; a change of a pod or endpoint wakes only
+//! applications that wait for something in its namespace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::health::Health;
+use api::kinds::{self, Kind};
+use client::{Cache, Caches, Key};
+use imbl::OrdMap;
+use kube::api::{ApiResource, DynamicObject};
+use reconcile::Queue;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::build::{Id, hash};
+use crate::health::Around;
+use crate::{APPLICATION_LABEL, diff};
+
+/// The cache has seen what was made within this time, or it is looked at again.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// The caches in use, and who wants to be woken.
+pub(crate) struct Watched {
+    caches: Caches,
+    queue: Queue<String>,
+    known: Mutex<BTreeMap<&'static str, BTreeMap<String, Cache<DynamicObject>>>>,
+    waiting: Arc<Mutex<BTreeMap<String, BTreeSet<String>>>>,
+    /// Objects just made: their caches may not have them yet.
+    fresh: Arc<Mutex<BTreeMap<Id, (Instant, Seen)>>>,
+}
+
+/// What was read off one version of an object.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) version: String,
+    pub(crate) uid: String,
+    pub(crate) owner: Option<String>,
+    pub(crate) deleting: bool,
+    /// Differs when more than the status differs.
+    pub(crate) digest: u64,
+    /// By the rule of its kind alone.
+    pub(crate) health: Option<Health>,
+}
+
+impl Seen {
+    /// Reads an object as the API gives it.
+    pub(crate) fn of(object: &Value) -> Seen {
+        let meta = &object["metadata"];
+        let text = |field: &str| meta[field].as_str().unwrap_or_default().to_owned();
+        Seen {
+            version: text("resourceVersion"),
+            uid: text("uid"),
+            owner: meta["labels"][APPLICATION_LABEL].as_str().map(str::to_owned),
+            deleting: meta.get("deletionTimestamp").is_some_and(|at| !at.is_null()),
+            digest: hash(&diff::comparable(object)),
+            health: api::health::assess(object),
+        }
+    }
+}
+
+impl Watched {
+    pub(crate) fn new(caches: Caches, queue: Queue<String>) -> Watched {
+        Watched { caches, queue, known: Mutex::default(), waiting: Arc::default(), fresh: Arc::default() }
+    }
+
+    /// The current objects of a kind; waits for the first list.
+    pub(crate) async fn of(&self, kind: &'static Kind) -> Cache<DynamicObject> {
+        let (cache, new) = {
+            let mut known = lock(&self.known);
+            let of_group = known.entry(&kind.group).or_default();
+            match of_group.get(&kind.kind) {
+                Some(cache) => (cache.clone(), false),
+                None => {
+                    let cache = self.caches.dynamic(&resource(kind));
+                    of_group.insert(kind.kind.clone(), cache.clone());
+                    (cache, true)
+                }
+            }
+        };
+        cache.synced().await;
+        if new {
+            self.listen(kind, &cache);
+        }
+        cache
+    }
+
+    /// Pods and endpoints, for health.
+    pub(crate) async fn around(&self) -> Around {
+        let (pods, slices) =
+            (kinds::by_kind("v1", "Pod"), kinds::by_kind("discovery.k8s.io/v1", "EndpointSlice"));
+        let pods = match pods {
+            Some(kind) => self.of(kind).await.snapshot(),
+            None => OrdMap::new(),
+        };
+        match slices {
+            Some(kind) => Around::new(pods, &self.of(kind).await.snapshot()),
+            None => Around::new(pods, &OrdMap::new()),
+        }
+    }
+
+    /// The namespaces in which an application waits for pods or endpoints.
+    pub(crate) fn wait_for(&self, application: &str, namespaces: BTreeSet<String>) {
+        let mut waiting = lock(&self.waiting);
+        if namespaces.is_empty() {
+            waiting.remove(application);
+        } else {
+            waiting.insert(application.to_owned(), namespaces);
+        }
+    }
+
+    /// An object was just applied.
+    pub(crate) fn made(&self, id: &Id, seen: Seen) {
+        lock(&self.fresh).insert(id.clone(), (Instant::now(), seen));
+    }
+
+    /// What was just made and is not in its cache yet.
+    pub(crate) fn fresh(&self, id: &Id) -> Option<Seen> {
+        let mut fresh = lock(&self.fresh);
+        let (at, seen) = fresh.get(id)?.clone();
+        if at.elapsed() < FRESH {
+            return Some(seen);
+        }
+        fresh.remove(id);
+        None
+    }
+
+    /// The cache has it now.
+    pub(crate) fn seen(&self, id: &Id) {
+        lock(&self.fresh).remove(id);
+    }
+
+    fn listen(&self, kind: &'static Kind, cache: &Cache<DynamicObject>) {
+        let (queue, waiting, fresh) =
+            (self.queue.clone(), Arc::clone(&self.waiting), Arc::clone(&self.fresh));
+        let tells_health = matches!(kind.kind.as_str(), "Pod" | "EndpointSlice");
+        cache.listen(move |object| {
+            let meta = &object.metadata;
+            let namespace = meta.namespace.clone().unwrap_or_default();
+            if let Some(application) = meta.labels.as_ref().and_then(|labels| labels.get(APPLICATION_LABEL)) {
+                queue.wake(application.clone());
+            }
+            if tells_health {
+                let waiting = lock(&waiting);
+                let interested = waiting.iter().filter(|(_, namespaces)| namespaces.contains(&namespace));
+                interested.for_each(|(application, _)| queue.wake(application.clone()));
+            }
+            let mut fresh = lock(&fresh);
+            if !fresh.is_empty() {
+                let name = meta.name.clone().unwrap_or_default();
+                fresh.remove(&Id { group: kind.group.clone(), kind: kind.kind.clone(), namespace, name });
+            }
+        });
+    }
+}
+
+/// The key of an object in its kind's cache.
+pub(crate) fn key(id: &Id) -> Key {
+    Key::new(id.namespace.clone(), id.name.clone())
+}
+
+fn resource(kind: &Kind) -> ApiResource {
+    ApiResource {
+        group: kind.group.clone(),
+        version: kind.version.clone(),
+        api_version: kind.api_version(),
+        kind: kind.kind.clone(),
+        plural: kind.plural.clone(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic cannot leave these maps half written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

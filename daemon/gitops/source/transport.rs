@@ -1,0 +1,273 @@
+//! The ways to a repository on another machine: HTTPS through rustls, SSH through the `ssh` program.
+//!
+//! This file starts a program although only `runtime` does otherwise: `ssh` brings the user's keys, agent, known hosts
+//! and configuration, which no library reads the same way.
+//!
+//! Invariant: messages never show credentials.
+
+use std::ffi::OsString;
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+use super::location::{Location, redact};
+use super::smart::{self, Advertisement, AdvertisementReader, Answer};
+use crate::Error;
+
+/// A server has this long for its next bytes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Refs and error texts are kept in memory.
+const MOST_ADVERTISED: usize = 64 << 20;
+/// A pack larger than this is not a repository of manifests.
+const MOST_PACK: usize = 2 << 30;
+
+/// How remote repositories are reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Ways {
+    http: reqwest::Client,
+    ssh: OsString,
+}
+
+impl Ways {
+    /// HTTPS with the machine's certificates, and this program for SSH.
+    pub(crate) fn new(ssh: OsString) -> Ways {
+        // Another room may have set the same provider already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .user_agent("git/2 (holdfast)")
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(PATIENCE)
+            .build()
+            .expect("a client with rustls and the machine's certificates can be built");
+        Ways { http, ssh }
+    }
+
+    /// Connects and reads the refs.
+    pub(crate) async fn connect(&self, location: &Location) -> Result<Connection, Error> {
+        match location {
+            Location::Http(url) => self.connect_http(url).await,
+            Location::Ssh { host, port, path } => self.connect_ssh(location, host, *port, path).await,
+            Location::Local(_) => Err(Error::Protocol {
+                url: location.shown(),
+                why: "a local repository needs no connection".to_owned(),
+            }),
+        }
+    }
+
+    async fn connect_http(&self, url: &str) -> Result<Connection, Error> {
+        let shown = redact(url);
+        let asked = self.http.get(format!("{url}/info/refs?service=git-upload-pack")).send().await;
+        let answer = succeeded(asked, &shown)?;
+        let kind = answer
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or("");
+        if kind != "application/x-git-upload-pack-advertisement" {
+            let why = format!("it answers with {kind:?}, not with Git's smart protocol; check the address");
+            return Err(Error::Protocol { url: shown, why });
+        }
+        // The server may have moved the repository; its pack is to be had at the new address.
+        let base = answer.url().as_str().split("/info/refs").next().unwrap_or(url).to_owned();
+        let mut reader = AdvertisementReader::default();
+        let mut body = answer.bytes_stream();
+        let mut got = 0;
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes.map_err(|source| unreachable(&shown, source.without_url()))?;
+            got += bytes.len();
+            reader.lines.push(&bytes);
+            let read = reader.advance().map_err(|why| Error::Protocol { url: shown.clone(), why })?;
+            if let Some(advertised) = read {
+                return Ok(Connection {
+                    advertised,
+                    shown,
+                    channel: Channel::Http { client: self.http.clone(), base },
+                });
+            }
+            if got > MOST_ADVERTISED {
+                return Err(Error::TooMuch { path: shown, most: MOST_ADVERTISED, what: "bytes of refs" });
+            }
+        }
+        Err(Error::Protocol { url: shown, why: "the list of refs ends in the middle".to_owned() })
+    }
+
+    async fn connect_ssh(
+        &self,
+        at: &Location,
+        host: &str,
+        port: Option<u16>,
+        path: &str,
+    ) -> Result<Connection, Error> {
+        let shown = at.shown();
+        let mut command = Command::new(&self.ssh);
+        command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]);
+        if let Some(port) = port {
+            command.arg("-p").arg(port.to_string());
+        }
+        command.arg("--").arg(host).arg(format!("git-upload-pack '{}'", path.replace('\'', "'\\''")));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child =
+            command.spawn().map_err(|source| Error::Spawn { program: "ssh", url: shown.clone(), source })?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let (Some(input), Some(output)) = (input, output) else { return Err(Error::CutOff("starting ssh")) };
+        let mut pipe = Pipe { child, input, output };
+        let mut reader = AdvertisementReader::default();
+        let mut got = 0;
+        loop {
+            let bytes = pipe.read(&shown).await?;
+            got += bytes.len();
+            reader.lines.push(&bytes);
+            match reader.advance() {
+                Ok(Some(advertised)) => {
+                    return Ok(Connection { advertised, shown, channel: Channel::Ssh(Box::new(pipe)) });
+                }
+                Ok(None) if !bytes.is_empty() && got <= MOST_ADVERTISED => {}
+                Ok(None) => {
+                    let why = pipe.last_words().await;
+                    return Err(Error::Protocol { url: shown, why });
+                }
+                Err(why) => return Err(Error::Protocol { url: shown, why }),
+            }
+        }
+    }
+}
+
+/// A connection whose refs are read.
+pub(crate) struct Connection {
+    pub(crate) advertised: Advertisement,
+    shown: String,
+    channel: Channel,
+}
+
+enum Channel {
+    Http { client: reqwest::Client, base: String },
+    Ssh(Box<Pipe>),
+}
+
+struct Pipe {
+    child: Child,
+    input: ChildStdin,
+    output: ChildStdout,
+}
+
+impl Pipe {
+    /// The next bytes; empty at the end.
+    async fn read(&mut self, shown: &str) -> Result<Vec<u8>, Error> {
+        let mut buffer = vec![0; 64 << 10];
+        let read = tokio::time::timeout(PATIENCE, self.output.read(&mut buffer)).await;
+        let count = match read {
+            Ok(Ok(count)) => count,
+            Ok(Err(error)) => return Err(unreachable(shown, error)),
+            Err(elapsed) => return Err(unreachable(shown, elapsed)),
+        };
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    /// What the program said before it ended.
+    async fn last_words(&mut self) -> String {
+        let mut words = Vec::new();
+        if let Some(errors) = self.child.stderr.take() {
+            let mut limited = errors.take(4096);
+            let _ = tokio::time::timeout(Duration::from_secs(2), limited.read_to_end(&mut words)).await;
+        }
+        let words = String::from_utf8_lossy(&words);
+        let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        if words.is_empty() { "ssh ended without a word".to_owned() } else { words.join("; ") }
+    }
+}
+
+impl Connection {
+    /// Fetches one object with all it needs but its history, given what is there; the pack goes to `pack`.
+    /// Returns the pack's size.
+    pub(crate) async fn fetch(
+        self,
+        want: &str,
+        have: &[String],
+        pack: mpsc::Sender<Vec<u8>>,
+    ) -> Result<usize, Error> {
+        let body = smart::request(&self.advertised, want, have);
+        let mut answer = Answer::new(&self.advertised);
+        let shown = self.shown;
+        match self.channel {
+            Channel::Http { client, base } => {
+                let asked = client
+                    .post(format!("{base}/git-upload-pack"))
+                    .header(http::header::CONTENT_TYPE, "application/x-git-upload-pack-request")
+                    .header(http::header::ACCEPT, "application/x-git-upload-pack-result")
+                    .body(body)
+                    .send()
+                    .await;
+                let mut stream = succeeded(asked, &shown)?.bytes_stream();
+                while let Some(bytes) = stream.next().await {
+                    let bytes = bytes.map_err(|source| unreachable(&shown, source.without_url()))?;
+                    give(&mut answer, &bytes, &pack, &shown).await?;
+                }
+            }
+            Channel::Ssh(mut pipe) => {
+                pipe.input.write_all(&body).await.map_err(|error| unreachable(&shown, error))?;
+                loop {
+                    let bytes = pipe.read(&shown).await?;
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    give(&mut answer, &bytes, &pack, &shown).await?;
+                }
+                if answer.given == 0 {
+                    let why = pipe.last_words().await;
+                    return Err(Error::Protocol { url: shown, why });
+                }
+            }
+        }
+        Ok(answer.given)
+    }
+
+    /// Says goodbye when nothing is to be fetched.
+    pub(crate) async fn end(self) {
+        if let Channel::Ssh(mut pipe) = self.channel {
+            // The far side ends by itself; if it does not, dropping the child ends it.
+            let _ = pipe.input.write_all(b"0000").await;
+            drop(pipe.input);
+            let _ = tokio::time::timeout(Duration::from_secs(2), pipe.child.wait()).await;
+        }
+    }
+}
+
+async fn give(
+    answer: &mut Answer,
+    bytes: &[u8],
+    pack: &mpsc::Sender<Vec<u8>>,
+    shown: &str,
+) -> Result<(), Error> {
+    let part = answer.push(bytes).map_err(|why| Error::Protocol { url: shown.to_owned(), why })?;
+    if answer.given > MOST_PACK {
+        return Err(Error::TooMuch { path: shown.to_owned(), most: MOST_PACK, what: "bytes of one commit" });
+    }
+    if !part.is_empty() {
+        // A receiver that is gone has an error of its own to tell.
+        let _ = pack.send(part).await;
+    }
+    Ok(())
+}
+
+fn succeeded(asked: reqwest::Result<reqwest::Response>, shown: &str) -> Result<reqwest::Response, Error> {
+    let answer = asked.map_err(|source| unreachable(shown, source.without_url()))?;
+    let status = answer.status().as_u16();
+    let help = match status {
+        200 => return Ok(answer),
+        401 | 403 => "it wants credentials: write git = \"https://user:token@host/path\"",
+        404 => "check the address; a private repository answers so when credentials are missing",
+        429 => "it is asked too often: raise `interval`",
+        500.. => "the server is in trouble, it is asked again",
+        _ => "check the address",
+    };
+    Err(Error::Refused { url: shown.to_owned(), status, help })
+}
+
+fn unreachable(shown: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Reach { url: shown.to_owned(), source: source.into() }
+}
