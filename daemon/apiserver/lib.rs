@@ -31,7 +31,7 @@ use jiff::Timestamp;
 use store::Store;
 
 pub use auth::User;
-pub use config::Config;
+pub use config::{Config, ServiceRange};
 pub use door::Door;
 pub use object::Head;
 pub use pki::{Pki, PkiError};

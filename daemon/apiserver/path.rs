@@ -112,16 +112,6 @@ impl Target {
             Target::Resource(_) => false,
         }
     }
-
-    pub(crate) fn describe(&self) -> String {
-        match self {
-            Target::Document(path) => format!("path \"{path}\""),
-            Target::Resource(resource) => {
-                let name = resource.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
-                format!("{}{name}", resource.kind.resource_name())
-            }
-        }
-    }
 }
 
 pub(crate) fn not_found() -> ApiError {

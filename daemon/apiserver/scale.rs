@@ -1,7 +1,6 @@
 //! The scale subresource: `autoscaling/v1` Scale over `spec.replicas`.
 
 use api::error::ApiError;
-use api::kinds::Kind;
 use api::patch;
 use serde_json::{Value, json};
 

@@ -45,7 +45,6 @@ fn is(kind: &Kind, name: &str) -> bool {
 pub(crate) fn create(inner: &Inner, kind: &Kind, object: &mut Value) -> Result<(), ApiError> {
     match kind.kind.as_str() {
         "Service" => addresses(inner, kind, None, object)?,
-        "Job" => job_selector(object),
         "Pod" => {
             let class = quality_of_service(object);
             object["status"] = json!({ "phase": "Pending", "qosClass": class });
@@ -173,24 +172,6 @@ fn grace_seconds(kind: &Kind, old: &Value, options: &Options) -> i64 {
     }
     let own = old["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     options.grace_seconds.unwrap_or(own).max(0)
-}
-
-/// The Job's selector and the labels of its pods, generated unless the user took that on with `manualSelector`.
-fn job_selector(job: &mut Value) {
-    if job["spec"]["manualSelector"].as_bool() == Some(true) {
-        return;
-    }
-    let (uid, name) = (meta(job, "uid").to_owned(), meta(job, "name").to_owned());
-    job["spec"]["selector"] = json!({ "matchLabels": { "batch.kubernetes.io/controller-uid": uid } });
-    let labels = &mut job["spec"]["template"]["metadata"]["labels"];
-    for (label, value) in [
-        ("batch.kubernetes.io/controller-uid", &uid),
-        ("controller-uid", &uid),
-        ("batch.kubernetes.io/job-name", &name),
-        ("job-name", &name),
-    ] {
-        labels[label] = value.clone().into();
-    }
 }
 
 /// Guaranteed, Burstable or BestEffort, as documented: from the requests and limits of all containers.

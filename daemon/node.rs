@@ -1,0 +1,408 @@
+//! One node: which rooms run, started from the ground up, stopped from the roof down.
+//!
+//! Invariant: nothing here decides about the cluster; rooms get what they need and never each other.
+
+use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::{Head, Pki, Server, User};
+use client::{Caches, Clock};
+use gitops::Engine;
+use images::Images;
+use network::Network;
+use network::linux::LinuxNetwork;
+use nix::fcntl::{Flock, FlockArg};
+use reconcile::Tasks;
+use runtime::Runtime;
+use runtime::linux::{Demand, LinuxRuntime};
+use store::Store;
+use store::fjall_disk::FjallDisk;
+use tokio::net::TcpListener;
+
+use crate::config::{Config, Isolation};
+
+/// The program that holds a pod's namespaces; see daemon/shim.
+const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast-shim"));
+/// The demo's program; see manifests/kubia.
+const KUBIA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubia"));
+/// The name of the demo's image.
+const KUBIA_IMAGE: &str = "kubia:1";
+
+/// How long each room may take to stop.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why a node did not start, or did not stop clean.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Not root.
+    #[error("holdfast needs root to make containers: start it with sudo, or as root (it runs as user {uid} now)")]
+    NotRoot {
+        /// Who it is.
+        uid: u32,
+    },
+    /// A directory of the node.
+    #[error("{attempt} {path}")]
+    Directory {
+        /// What was tried.
+        attempt: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Two daemons on one directory.
+    #[error("another holdfast (process {pid}) runs with data directory {path}: stop it first, or choose another with --data DIR")]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+        /// Who has it.
+        pid: String,
+    },
+    /// An address that is in use, mostly.
+    #[error("listen on {address} for {what}: is another program there? change {key} in the configuration")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For what.
+        what: &'static str,
+        /// Which option says so.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A room did not open.
+    #[error("open {room}")]
+    Room {
+        /// Which.
+        room: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn room<E: std::error::Error + Send + Sync + 'static>(room: &'static str) -> impl Fn(E) -> NodeError {
+    move |source| NodeError::Room { room, source: Box::new(source) }
+}
+
+/// Where a node keeps its things. All names of one node on the machine come from its data directory.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The data directory, without symbolic links.
+    pub data: PathBuf,
+    /// Four hex digits: part of the name of every cgroup, link and table.
+    pub instance: String,
+}
+
+impl Places {
+    /// Makes the data directory when it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(config: &Config) -> Result<Places, NodeError> {
+        let path = &config.node.data_dir;
+        let failed = |attempt| move |source| NodeError::Directory { attempt, path: path.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the data directory"))?;
+        let data = fs::canonicalize(path).map_err(failed("find the data directory"))?;
+        let instance = instance(&data);
+        Ok(Places { data, instance })
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.data.join(name)
+    }
+
+    /// On a tmpfs: what must never reach a disk.
+    fn memory(&self) -> PathBuf {
+        PathBuf::from(format!("/run/holdfast-{}", self.instance))
+    }
+
+    /// Where the administrator's kubeconfig lies, once the node has started.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir("pki").join("admin.kubeconfig")
+    }
+}
+
+/// FNV-1a, folded to 16 bits: stable for ever, since it is part of names on the machine.
+fn instance(path: &Path) -> String {
+    let hash = path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:04x}", (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48)) & 0xffff)
+}
+
+/// The lock of a data directory; the file tells who holds it.
+pub struct Lock(#[expect(dead_code, reason = "held, never read: dropping it frees the directory")] Flock<fs::File>);
+
+impl Lock {
+    /// Takes the directory, or says who has it.
+    ///
+    /// # Errors
+    /// [`NodeError::Taken`]; [`NodeError::Directory`] when the file cannot be made.
+    pub fn take(places: &Places) -> Result<Lock, NodeError> {
+        let path = places.dir("lock");
+        let failed = |source| NodeError::Directory { attempt: "write", path: path.clone(), source };
+        let file = fs::OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut held) => {
+                held.set_len(0).and_then(|()| write!(held, "{}", std::process::id())).map_err(failed)?;
+                Ok(Lock(held))
+            }
+            Err(_) => Err(NodeError::Taken { path: places.data.clone(), pid: Lock::holder(places).unwrap_or_default() }),
+        }
+    }
+
+    /// The process that holds, or last held, the directory.
+    pub fn holder(places: &Places) -> Option<String> {
+        fs::read_to_string(places.dir("lock")).ok().map(|pid| pid.trim().to_owned()).filter(|pid| !pid.is_empty())
+    }
+}
+
+/// A node that runs.
+pub struct Node {
+    /// What it was told.
+    pub config: Config,
+    /// Its name in the cluster.
+    pub name: String,
+    /// Where its things are.
+    pub places: Places,
+    /// The API server.
+    pub server: Server,
+    /// The engine that keeps applications true.
+    pub engine: Engine,
+    /// The images.
+    pub images: Images,
+    /// The shared caches.
+    pub caches: Caches,
+    /// What this machine cannot isolate.
+    pub missing: Vec<runtime::Missing>,
+    /// When it started.
+    pub started: jiff::Timestamp,
+    tasks: Tasks,
+    store: Store<Head>,
+    _lock: Lock,
+}
+
+struct Ground {
+    store: Store<Head>,
+    network: Arc<LinuxNetwork>,
+    runtime: Arc<LinuxRuntime>,
+    images: Images,
+}
+
+impl Node {
+    /// Starts every room. Returns when the API answers; applications are being brought up by then.
+    ///
+    /// # Errors
+    /// The first thing that is missing, with the way out.
+    pub async fn start(config: Config) -> Result<Node, NodeError> {
+        let uid = nix::unistd::geteuid();
+        if !uid.is_root() {
+            return Err(NodeError::NotRoot { uid: uid.as_raw() });
+        }
+        let places = Places::open(&config)?;
+        let lock = Lock::take(&places)?;
+        let api_listener = listen(config.api.listen, "the API", "api.listen").await?;
+        let web_listener = listen(config.web.listen, "the status page", "web.listen").await?;
+        let ground = ground(&config, &places).await?;
+        let name = name(&config);
+        let clock = Clock::Wall;
+        let addresses = ground.network.addresses();
+        let mut api_config = config.api.clone();
+        api_config.services = apiserver::ServiceRange {
+            network: addresses.service_cidr.base(),
+            prefix: addresses.service_cidr.prefix(),
+            dns: addresses.dns,
+        };
+        let pki = Pki::open(&places.dir("pki"), std::slice::from_ref(&name), config.api.listen, clock.now()).map_err(room("the certificates"))?;
+        let server = Server::open(ground.store.clone(), &api_config, clock.teller()).await.map_err(room("the API server"))?;
+        let tasks = Tasks::new();
+        let https = server.clone();
+        tasks.spawn("api", move |stop| async move {
+            if let Err(error) = https.serve(api_listener, &pki, stop).await {
+                tracing::error!(error = reconcile::chain(&error), "the API is not served");
+            }
+        });
+        let door = |who: &str| client::door(server.door(User::room(who)));
+        let caches = Caches::new(door("holdfast"), tasks.token());
+        let missing = ground.runtime.isolation().await.missing;
+        floor_four(&config, &places, &ground, &server, &tasks, &name, clock).await?;
+        let engine = Engine::new(gitops::Parts {
+            caches: caches.clone(),
+            applications: config.application.clone(),
+            dir: places.dir("git"),
+            now: clock.teller(),
+            ssh: "ssh".into(),
+        })
+        .map_err(room("the applications"))?;
+        engine.start(&tasks);
+        let node = Node {
+            config,
+            name,
+            places,
+            server,
+            engine,
+            images: ground.images,
+            caches,
+            missing,
+            started: clock.now(),
+            tasks,
+            store: ground.store,
+            _lock: lock,
+        };
+        drop(web_listener);
+        Ok(node)
+    }
+
+    /// Ends when the node is to stop by itself: a room is gone.
+    pub async fn broken(&self) {
+        self.tasks.token().cancelled().await;
+    }
+
+    /// Stops the rooms, the last started first. Containers and packet rules stay.
+    pub async fn stop(self) {
+        self.tasks.stop(PATIENCE).await;
+        self.store.close().await;
+    }
+}
+
+/// Floor 4, and the kubelet's door told to the API server.
+async fn floor_four(
+    config: &Config,
+    places: &Places,
+    ground: &Ground,
+    server: &Server,
+    tasks: &Tasks,
+    name: &str,
+    clock: Clock,
+) -> Result<(), NodeError> {
+    let caches = |who: &str| Caches::new(client::door(server.door(User::room(who))), tasks.token());
+    let network: Arc<dyn Network> = Arc::clone(&ground.network) as Arc<dyn Network>;
+    let shared = caches("holdfast-node");
+    scheduler::start(&shared, tasks, clock);
+    controllers::start(&shared, tasks, clock);
+    proxy::start(&shared, tasks, Arc::clone(&network), clock);
+    let addresses = ground.network.addresses();
+    let dns = dns::Config {
+        listen: std::net::SocketAddrV4::new(addresses.dns, 53),
+        domain: "cluster.local".to_owned(),
+        ranges: vec![addresses.pod_cidr, addresses.service_cidr],
+        resolv_conf: PathBuf::from("/etc/resolv.conf"),
+    };
+    dns::start(&shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
+    let parts = kubelet::Parts {
+        node_name: name.to_owned(),
+        config: config.kubelet.clone(),
+        pods_dir: places.dir("pods"),
+        memory_dir: places.memory(),
+        logs_dir: places.dir("logs"),
+        runtime: Arc::clone(&ground.runtime) as Arc<dyn Runtime>,
+        network,
+        images: ground.images.clone(),
+        caches: shared,
+        clock,
+    };
+    let kubelet = kubelet::start(parts, tasks).await.map_err(room("the kubelet"))?;
+    server.connect_node(name, kubelet);
+    Ok(())
+}
+
+/// Floors 0 and 2 know nothing of each other: they open side by side.
+async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
+    for dir in ["pods", "logs", "git"] {
+        let path = places.dir(dir);
+        fs::create_dir_all(&path).map_err(|source| NodeError::Directory { attempt: "create", path, source })?;
+    }
+    let (store_dir, store_config) = (places.dir("store"), config.store.clone());
+    let store = tokio::task::spawn_blocking(move || -> Result<Store<Head>, NodeError> {
+        let disk = FjallDisk::open(&store_dir).map_err(room("the store's disk"))?;
+        Store::open(Box::new(disk), Head::parse, &store_config).map_err(room("the store"))
+    });
+    let (images_dir, images_config) = (places.dir("images"), config.images.clone());
+    let images = tokio::task::spawn_blocking(move || Images::open(&images_dir, &images_config).map_err(room("the images")));
+    let (network, runtime) = tokio::join!(LinuxNetwork::open(network_config(config, places)), open_runtime(config, places));
+    let images = images.await.expect("opening the images does not panic")?;
+    with_demo_image(&images).await?;
+    Ok(Ground {
+        store: store.await.expect("opening the store does not panic")?,
+        network: network.map_err(room("the network"))?,
+        runtime: runtime?,
+        images,
+    })
+}
+
+fn network_config(config: &Config, places: &Places) -> network::Config {
+    let range = |text: &str| text.parse().expect("the configuration was checked");
+    network::Config {
+        dir: places.dir("network"),
+        name: places.instance.clone(),
+        pod_cidr: range(&config.network.pod_cidr),
+        service_cidr: range(&config.network.service_cidr),
+    }
+}
+
+async fn open_runtime(config: &Config, places: &Places) -> Result<Arc<LinuxRuntime>, NodeError> {
+    let isolation = match config.node.isolation {
+        Isolation::Full => Demand::Full,
+        Isolation::BestEffort => Demand::BestEffort,
+    };
+    let config = runtime::linux::Config { dir: places.dir("runtime"), cgroup: format!("holdfast-{}", places.instance), isolation };
+    LinuxRuntime::open(config, SHIM).await.map_err(room("the runtime"))
+}
+
+/// The demo's image, made from the program that lies inside this one; as a user would make theirs with `image load`.
+async fn with_demo_image(images: &Images) -> Result<(), NodeError> {
+    let build = images::Build::new(&["/kubia"])
+        .layer(images::Layer::base())
+        .layer(images::Layer::default().file("/kubia", 0o755, KUBIA));
+    let reference: images::Reference = KUBIA_IMAGE.parse().map_err(room("the demo's image"))?;
+    let (building, name) = (images.clone(), reference.clone());
+    let built = tokio::spawn(async move { building.build(&name, build).await });
+    // A known image is looked at beside the start, a missing one is waited for.
+    if images.get(&reference).is_none() {
+        built.await.expect("building an image does not panic").map_err(room("the demo's image"))?;
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, what, key, source })
+}
+
+fn name(config: &Config) -> String {
+    if !config.node.name.is_empty() {
+        return config.node.name.clone();
+    }
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let name: String = name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' }).collect();
+    if name.is_empty() { "node".to_owned() } else { name }
+}
+
+/// Takes away everything of a node that is stopped: containers, namespaces, links, packet rules, cgroups, mounts. The
+/// data directory keeps its objects, images and logs.
+///
+/// # Errors
+/// The first thing that would not go; calling again goes on.
+pub async fn take_down(config: &Config) -> Result<(), NodeError> {
+    let places = Places::open(config)?;
+    let _lock = Lock::take(&places)?;
+    let (runtime, network) = tokio::join!(open_runtime(config, &places), LinuxNetwork::open(network_config(config, &places)));
+    runtime?.remove_all().await.map_err(room("the runtime"))?;
+    network.map_err(room("the network"))?.remove_all().await.map_err(room("the network"))?;
+    for path in [places.dir("pods"), places.memory()] {
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(NodeError::Directory { attempt: "remove", path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
