@@ -90,6 +90,10 @@ pub(crate) struct Shim {
     pub(crate) own_pid_namespace: OwnedFd,
     /// Who asked for the end.
     pub(crate) shutdown: Option<Waiter>,
+    /// Mappings of the program's file that can be let go of.
+    pub(crate) code: Vec<(usize, usize)>,
+    /// More was done since the last wait than passing output on.
+    pub(crate) stirred: bool,
 }
 
 /// Nanoseconds since 1970.
@@ -137,6 +141,8 @@ impl Shim {
             shm: rootfs::shared_memory().ok(),
             own_pid_namespace,
             shutdown: None,
+            code: code(),
+            stirred: true,
         };
         shim.save().step(|| format!("write {}", dir.join(shim::STATE).display()))?;
         Ok(shim)
@@ -182,13 +188,9 @@ impl Shim {
     }
 }
 
-/// Unmaps the program's code and constants; what the loop needs comes back by itself. A single shim is then charged
-/// with what it uses, not with all that setting up touched.
-pub(crate) fn forget_code() {
-    let maps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    for (from, to) in clean_mappings(&maps) {
-        sys::let_go(from, to);
-    }
+/// The mappings of the program's code and constants.
+fn code() -> Vec<(usize, usize)> {
+    clean_mappings(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
 }
 
 /// Read-only mappings of files, in the text of `smaps`, of which no page was ever written: a page of relocations that

@@ -15,6 +15,7 @@ use crate::child::Fail;
 use crate::connection::{Connection, Line};
 use crate::log::Rest;
 use crate::sandbox::{self, Pump, Shim, Waiter, now};
+use crate::sys;
 
 /// What a ready descriptor stands for.
 #[derive(Clone)]
@@ -40,6 +41,7 @@ enum Report {
 pub(crate) fn until_shutdown(mut shim: Shim) {
     loop {
         let ready = wait(&shim);
+        shim.stirred = ready.iter().any(|source| !matches!(source, Source::Pump(..)));
         for source in ready {
             step(&mut shim, source);
         }
@@ -82,6 +84,13 @@ fn wait(shim: &Shim) -> Vec<Source> {
     }
     let mut fds: Vec<PollFd<'_>> =
         sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
+    // Unmaps the program: what the next event needs comes back from the page cache in microseconds, and an idle shim is
+    // charged with the little that waiting takes.
+    if shim.stirred {
+        for (from, to) in &shim.code {
+            sys::let_go(*from, *to);
+        }
+    }
     if rustix::event::poll(&mut fds, None).is_err() {
         return Vec::new();
     }
@@ -244,7 +253,6 @@ fn container_report(shim: &mut Shim, key: &(String, u32)) {
             if let Some(waiter) = waiter {
                 reply(shim, waiter, Answer::Container(observed));
             }
-            sandbox::forget_code();
         }
     }
 }

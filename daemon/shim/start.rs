@@ -86,7 +86,7 @@ impl Shim {
     pub(crate) fn exec(&mut self, name: &str, exec: &Exec, waiter: Waiter) -> Result<(), Fail> {
         let runs =
             |c: &&Running| c.spec.name == name && c.observed.exit.is_none() && c.process.report.is_none();
-        let Some(container) = self.containers.values().filter(runs).next_back() else {
+        let Some(container) = self.containers.values().rfind(runs) else {
             return Err(Fail { reason: format!("no running container {name}"), code: 0 });
         };
         let target = container.process.pidfd.as_ref().expect("a running container was not waited for");
