@@ -17,6 +17,8 @@ mod wakes;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod simulation;
 
 pub use wakes::start;
 

@@ -114,9 +114,7 @@ pub(crate) fn letting_go(view: &View, count: &Count, verdict: Option<&Verdict>) 
         let unwanted = verdict == Some(&Verdict::Success) && pods::terminating(pod);
         known.contains(uid(&pod.metadata)) || completed || unwanted
     };
-    together(
-        view.pods.iter().filter(|pod| held(pod)).filter(counted).filter_map(released).collect(),
-    )
+    together(view.pods.iter().filter(|pod| held(pod)).filter(counted).filter_map(released).collect())
 }
 
 fn births(view: &View, job: &Job, count: &Count, how_many: usize, now: Timestamp) -> Vec<Step> {
