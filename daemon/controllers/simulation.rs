@@ -83,12 +83,12 @@ impl World {
     }
 
     /// Waits until a cache holds what is wanted; woken by each change, never by a timer.
-    async fn until<K: client::Object>(
+    async fn until<K>(
         &self,
         what: &str,
         holds: impl Fn(&[Arc<K>]) -> bool + Send + Sync + 'static,
     ) where
-        K: Resource<DynamicType = ()>,
+        K: client::Object + Resource<DynamicType = ()>,
     {
         let cache: Cache<K> = self.seen.of();
         cache.synced().await;

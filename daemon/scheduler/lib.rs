@@ -14,6 +14,8 @@ mod work;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod simulation;
 
 pub use work::start;
 
