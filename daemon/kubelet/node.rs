@@ -246,13 +246,9 @@ async fn exec(
     let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
         return status(StatusCode::BAD_REQUEST, "BadRequest", "this connection cannot be upgraded");
     };
-    match kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await {
-        Ok(running) => {
-            tokio::spawn(streams::carry(upgrade, running));
-            response
-        }
-        Err(error) => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &reconcile::chain(&error)),
-    }
+    let started = kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await;
+    tokio::spawn(streams::carry(upgrade, started));
+    response
 }
 
 /// A Status object as an answer.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use client::Key;
 use k8s_openapi::api::core::v1::Pod;
 use reconcile::Tasks;
-use runtime::Phase;
+use runtime::{Phase, SandboxState};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::act::{Kubelet, find, lock};
 use crate::env::{Facts, Sources};
 use crate::machine;
-use crate::plan::View;
+use crate::book::{Notes, Probed};
+use crate::plan::{View, is_running};
 
 /// Most bytes of last words that are told, as documented.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -24,8 +25,11 @@ impl Kubelet {
     pub(crate) fn view(&self, uid: &str) -> View {
         let pod = self.pod(uid);
         let sandbox = self.parts.runtime.sandboxes().remove(uid);
-        let ip = self.parts.network.attachments().get(uid).map(|attachment| attachment.ip.to_string());
+        if let (Some(pod), Some(sandbox)) = (&pod, &sandbox) {
+            self.book.write(uid, |notes| take_over(notes, pod, sandbox));
+        }
         let mut notes = self.book.notes(uid);
+        let ip = self.parts.network.attachments().get(uid).map(|attachment| attachment.ip.to_string());
         let places = self.places(uid);
         if notes.files_hold.is_none() {
             notes.files_hold = places.hold();
@@ -125,6 +129,21 @@ impl Kubelet {
     }
 }
 
+/// After a restart of the daemon a container is as ready as it was told to be, until a probe finds otherwise.
+fn take_over(notes: &mut Notes, pod: &Pod, sandbox: &SandboxState) {
+    let told = pod.status.iter().flat_map(|status| {
+        status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
+    });
+    for status in told {
+        let attempt = u32::try_from(status.restart_count).unwrap_or(0);
+        let same = sandbox.containers.iter().any(|state| state.name == status.name && state.attempt == attempt && is_running(state));
+        if same && !notes.probes.contains_key(&status.name) {
+            let probed = Probed { attempt, ready: Some(status.ready), started: status.started == Some(true), must_restart: None };
+            notes.probes.insert(status.name.clone(), probed);
+        }
+    }
+}
+
 /// Pods, runtime, images, ConfigMaps and Secrets: each wakes the pods that it concerns.
 pub(crate) fn wake_on_changes(kubelet: &Arc<Kubelet>, tasks: &Tasks) {
     let node = kubelet.parts.node_name.clone();
@@ -190,7 +209,9 @@ impl Kubelet {
     }
 
     fn wake_users(&self, key: &Key, uses: impl Fn(&Pod, &str) -> bool) {
-        for uid in lock(&self.keys).keys().cloned().collect::<Vec<_>>() {
+        // A statement of its own, so that the lock is free again in the loop.
+        let known: Vec<String> = lock(&self.keys).keys().cloned().collect();
+        for uid in known {
             if let Some(pod) = self.pod(&uid)
                 && pod.metadata.namespace.as_deref() == Some(&key.namespace)
                 && uses(&pod, &key.name)

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tracing::debug;
 
 const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
@@ -59,13 +60,22 @@ fn refuse(message: &str) -> Response<Body> {
     crate::node::status(StatusCode::BAD_REQUEST, "BadRequest", message)
 }
 
-/// Carries the streams of a program until it has ended and its output is told.
-pub(crate) async fn carry(upgrade: hyper::upgrade::OnUpgrade, mut exec: Exec) {
+/// Carries the streams of a program until it has ended and its output is told; or tells why it did not start.
+pub(crate) async fn carry(upgrade: hyper::upgrade::OnUpgrade, started: Result<Exec, runtime::Error>) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => return debug!(error = %error, "exec: the connection was not upgraded"),
     };
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let mut exec = match started {
+        Ok(exec) => exec,
+        Err(error) => {
+            // The client may be gone already: then nobody waits for the answer.
+            let _ = socket.send(frame(3, not_started(&error).to_string().as_bytes())).await;
+            let _ = socket.send(normal_close()).await;
+            return;
+        }
+    };
     let (mut sink, mut source) = socket.split();
     let (frames, mut outgoing) = mpsc::channel::<Message>(16);
     let mut pumps = tokio::task::JoinSet::new();
@@ -98,7 +108,8 @@ pub(crate) async fn carry(upgrade: hyper::upgrade::OnUpgrade, mut exec: Exec) {
                 return;
             }
         }
-        // The client may be gone already: then nobody waits for the close.
+        // Clients take any other code than a normal closure for an error. One that is gone already waits for nothing.
+        let _ = sink.send(normal_close()).await;
         let _ = sink.close().await;
     });
     let exit = exec.wait().await;
@@ -139,6 +150,22 @@ fn frame(channel: u8, bytes: &[u8]) -> Message {
     data.push(channel);
     data.extend_from_slice(bytes);
     Message::Binary(data.into())
+}
+
+fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+}
+
+/// Why the program did not start; a program that is missing has the shell's exit code for that.
+fn not_started(error: &runtime::Error) -> serde_json::Value {
+    let message = reconcile::chain(error);
+    match error {
+        runtime::Error::Exec { code, .. } => json!({
+            "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": message,
+            "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
+        }),
+        _ => json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500 }),
+    }
 }
 
 /// How the program ended, as kubectl reads it.

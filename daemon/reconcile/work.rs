@@ -50,7 +50,7 @@ pub struct Work<R: Reconciler> {
 
 struct Round<K> {
     key: K,
-    again: Result<Option<Duration>, ()>,
+    again: Result<Option<Duration>, String>,
 }
 
 impl<R: Reconciler> Work<R> {
@@ -136,9 +136,15 @@ impl<K: Ord + Clone + std::fmt::Display> State<K> {
                 self.failures.remove(&round.key);
                 again
             }
-            Err(()) => {
+            Err(error) => {
                 let failures = self.failures.entry(round.key.clone()).or_default();
                 *failures += 1;
+                // A lost race is the common case and over by the next round; only what stays wrong is worth a line.
+                if *failures > 1 {
+                    warn!(reconciler = R::NAME, key = %round.key, failures, error, "round failed, will retry");
+                } else {
+                    debug!(reconciler = R::NAME, key = %round.key, error, "round failed, will retry");
+                }
                 Some(backoff.after(*failures))
             }
         };
@@ -165,13 +171,8 @@ async fn round<R: Reconciler>(
     key: R::Key,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 ) -> Round<R::Key> {
-    let again = match attempt(&*reconciler, &key, &*now).await {
-        Ok(again) => Ok(again.map(|at| wait_until(at, now()))),
-        Err(error) => {
-            warn!(reconciler = R::NAME, %key, error = chain(&error), "round failed, will retry");
-            Err(())
-        }
-    };
+    let again = attempt(&*reconciler, &key, &*now).await;
+    let again = again.map(|at| at.map(|at| wait_until(at, now()))).map_err(|error| chain(&error));
     Round { key, again }
 }
 
