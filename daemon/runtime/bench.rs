@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runtime::Runtime;
+use runtime::conformance;
 use runtime::linux::LinuxRuntime;
 
 #[path = "tests/bed.rs"]
@@ -40,6 +41,7 @@ async fn measure() -> Vec<(String, f64, &'static str)> {
     }
     figures.push(("pod_1_up_ms".to_owned(), millis(median(up)), "ms"));
     figures.push(("pod_1_down_ms".to_owned(), millis(median(down)), "ms"));
+    figures.extend(parts(&runtime, &bed).await);
     for count in [20, 100] {
         let (up, down) = round(&runtime, &bed, 0..count).await;
         figures.push((format!("pods_{count}_up_ms"), millis(up), "ms"));
@@ -50,6 +52,27 @@ async fn measure() -> Vec<(String, f64, &'static str)> {
     }
     bed.clean(&runtime).await;
     figures
+}
+
+/// What one pod's time is made of, and an exec in it.
+async fn parts(runtime: &Arc<LinuxRuntime>, bed: &Bed) -> Vec<(String, f64, &'static str)> {
+    let mut all = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..20 {
+        let mut last = Instant::now();
+        let mut lap = || std::mem::replace(&mut last, Instant::now()).elapsed();
+        runtime.start_sandbox(bed.ground.sandbox("part")).await.expect("a sandbox");
+        all[0].push(lap());
+        runtime
+            .start_container("part", bed.ground.container("c", &["sleep", "1000"]))
+            .await
+            .expect("a container");
+        all[1].push(lap());
+        conformance::exec(&**runtime, "part", "c", &["true"]).await;
+        all[2].push(lap());
+        runtime.stop_sandbox("part").await.expect("stopped");
+    }
+    let names = ["start_sandbox_ms", "start_container_ms", "exec_true_ms"];
+    names.into_iter().zip(all).map(|(name, laps)| (name.to_owned(), millis(median(laps)), "ms")).collect()
 }
 
 /// Starts and stops pods side by side.

@@ -1,7 +1,8 @@
 //! One cgroup driver for the three layouts there are: all v1, all v2, or a v2 tree beside v1 controllers.
 //!
 //! Invariant: a controller is used where the kernel has it; one that is nowhere is left out (the daemon says so).
-//! Invariant: a v1 group is entered by writing `0` to `tasks` of oneself (writing another pid waits for RCU).
+//! Invariant: a v1 group is entered by writing `0` to `tasks` of oneself, a v2 group by being born in it: writing another
+//! pid, or to `cgroup.procs`, waits for RCU (7 ms and more).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -165,14 +166,6 @@ impl Layout {
     /// The `tasks` file that refused.
     pub fn enter_v1(&self, group: &str) -> io::Result<()> {
         self.v1.iter().try_for_each(|tree| write(&tree.mount.join(group).join("tasks"), "0"))
-    }
-
-    /// Moves the calling process into the v2 group.
-    ///
-    /// # Errors
-    /// The `cgroup.procs` file that refused.
-    pub fn enter_v2(&self, group: &str) -> io::Result<()> {
-        self.v2.iter().try_for_each(|tree| write(&tree.mount.join(group).join("cgroup.procs"), "0"))
     }
 
     /// The v2 group's directory.

@@ -104,17 +104,12 @@ pub(crate) fn now() -> i64 {
 
 impl Shim {
     /// Makes the cgroups and namespaces and listens.
-    pub(crate) fn set_up(dir: &Path) -> Result<Shim, Fail> {
-        let path = dir.join(shim::SPEC);
-        let text = fs::read(&path).step(|| format!("read {}", path.display()))?;
-        let spec: Sandbox = serde_json::from_slice(&text)
-            .map_err(io::Error::from)
-            .step(|| format!("read {}", path.display()))?;
+    pub(crate) fn set_up(spec: Sandbox, dir: &Path) -> Result<Shim, Fail> {
         sys::ignore(libc::SIGPIPE);
         sys::ignore(libc::SIGHUP);
         rustix::process::setsid().step(|| "start a session".to_owned())?;
         sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).step(|| "become a subreaper".to_owned())?;
-        leave_daemon_cgroups(&spec)?;
+        spec.cgroups.enter_v1(&shims(&spec)).step(|| "enter the shims' cgroup".to_owned())?;
         let group = spec.group();
         spec.cgroups
             .create(&group, &spec.resources, Devices::Inherited)
@@ -214,12 +209,17 @@ fn clean_mappings(smaps: &str) -> Vec<(usize, usize)> {
     found
 }
 
+/// What the shim in this directory shall hold.
+pub(crate) fn read_spec(dir: &Path) -> Result<Sandbox, Fail> {
+    let path = dir.join(shim::SPEC);
+    let text = fs::read(&path).step(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).map_err(io::Error::from).step(|| format!("read {}", path.display()))
+}
+
 /// The shims of an instance share a group beside the sandboxes', so that no limit of a pod hits its shim and the
 /// end of the daemon's service does not end the shims.
-fn leave_daemon_cgroups(spec: &Sandbox) -> Result<(), Fail> {
-    let group = format!("{}/shims", spec.group);
-    spec.cgroups.enter_v1(&group).step(|| "enter the shims' cgroup".to_owned())?;
-    spec.cgroups.enter_v2(&group).step(|| "enter the shims' cgroup".to_owned())
+pub(crate) fn shims(spec: &Sandbox) -> String {
+    format!("{}/shims", spec.group)
 }
 
 fn enter_namespaces(spec: &Sandbox) -> Result<(), Fail> {

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
-use shim::cgroup::Devices;
+use shim::cgroup::{Devices, Layout};
 use shim::{Container, Exec, Observed};
 
 use crate::child::{self, Fail, Start, Step, Streams};
@@ -51,7 +51,7 @@ impl Shim {
         let (report, child_report) = report_pair()?;
         let (streams, ours) =
             if spec.tty { (Streams::default(), Ours::default()) } else { streams(spec.stdin)? };
-        let cgroup = self.open_unified(group)?;
+        let cgroup = open_unified(&self.spec.cgroups, group)?;
         let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         let (pid, pidfd) =
             match sys::fork(flags, cgroup.as_ref().map(AsFd::as_fd)).step(|| "fork".to_owned())? {
@@ -94,7 +94,7 @@ impl Shim {
         let (report, child_report) = report_pair()?;
         let (streams, ours) =
             if exec.tty { (Streams::default(), Ours::default()) } else { streams(exec.stdin)? };
-        let cgroup = self.open_unified(&group)?;
+        let cgroup = open_unified(&self.spec.cgroups, &group)?;
         // The pid namespace of children is the shim's to choose, and to choose back.
         sys::setns(target.as_fd(), libc::CLONE_NEWPID)
             .step(|| "enter the container's pid namespace".to_owned())?;
@@ -124,13 +124,14 @@ impl Shim {
         let hostname = &self.spec.hostname;
         Start { layout: &self.spec.cgroups, group, container, hostname, report: report.as_fd(), streams }
     }
+}
 
-    fn open_unified(&self, group: &str) -> Result<Option<OwnedFd>, Fail> {
-        let Some(path) = self.spec.cgroups.unified(group) else { return Ok(None) };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
-        open.step(|| format!("open cgroup {}", path.display())).map(Some)
-    }
+/// A v2 group's directory, to be born in; `None` without a v2 tree.
+pub(crate) fn open_unified(layout: &Layout, group: &str) -> Result<Option<OwnedFd>, Fail> {
+    let Some(path) = layout.unified(group) else { return Ok(None) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+    open.step(|| format!("open cgroup {}", path.display())).map(Some)
 }
 
 /// The shim's ends of a child's streams.
