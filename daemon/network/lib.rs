@@ -6,6 +6,7 @@
 
 pub mod cidr;
 pub mod conformance;
+mod conntrack;
 pub mod fake;
 pub mod linux;
 mod machine;
@@ -19,6 +20,7 @@ mod veth;
 use crate::cidr::{Cidr, Range};
 use crate::services::{Changes, ServiceTable};
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -43,24 +45,27 @@ pub trait Network: Send + Sync {
     /// Makes the packet rules equal to `table` in one transaction that carries only what changed.
     ///
     /// The first call after the network was opened replaces the rules, whatever was there. Connections that exist keep
-    /// the endpoint they have.
+    /// the endpoint they have, as long as it is one: UDP flows to an endpoint that is gone are forgotten.
     async fn apply_services(&self, table: &ServiceTable) -> Result<Changes, Error>;
 
     /// The ranges and fixed addresses of this machine's network.
     fn addresses(&self) -> Addresses;
 }
 
-/// What a network is opened with.
-#[derive(Clone, Debug)]
+/// What a network is opened with; `[network]` of config.toml.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where the chosen ranges are kept.
-    pub dir: PathBuf,
-    /// The instance: 4 characters of `a-z0-9`; part of the name of every link, table and route made.
-    pub name: String,
     /// Where attachments get their addresses from.
     pub pod_cidr: Range,
     /// Where services have theirs; nothing in it is handed out here.
     pub service_cidr: Range,
+    /// Where the chosen ranges are kept; filled in by the node, not by the operator.
+    #[serde(skip)]
+    pub dir: PathBuf,
+    /// The instance: 4 characters of `a-z0-9`, part of the name of every link and table made; filled in by the node.
+    #[serde(skip)]
+    pub name: String,
 }
 
 /// One namespace's place in the network.

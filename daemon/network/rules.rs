@@ -7,11 +7,11 @@
 //! Invariant: every change is one transaction; connections never see half of one.
 //! Invariant: `applied` is what the kernel holds, or nothing when that is not known.
 
-use crate::Error;
 use crate::cidr::Cidr;
 use crate::netlink::Socket;
 use crate::nft::{self, Ct, Data, Elem, Expr, Hook, Meta, Reg, Set, Transaction, Type, Value};
-use crate::services::{Change, Changes, Element, Endpoint, Front, ServiceTable, elements, plan};
+use crate::services::{Change, Changes, Element, Endpoint, Front, Protocol, ServiceTable, elements, plan};
+use crate::{Error, conntrack};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
@@ -72,6 +72,9 @@ impl Rules {
         }
         match self.update(applied.sizes, &changes) {
             Ok((elements, sizes)) => {
+                if changes.iter().any(removes_udp_endpoint) {
+                    self.forget_stale(&wanted);
+                }
                 self.applied = Some(Applied { table: wanted, sizes });
                 Ok(Changes { replaced: false, elements })
             }
@@ -106,6 +109,17 @@ impl Rules {
         Ok((elements, sizes))
     }
 
+    /// New flows are right already; that old ones stay a while is no reason to do everything again.
+    fn forget_stale(&self, table: &ServiceTable) {
+        match conntrack::forget_stale(&self.socket, table) {
+            Ok(0) => {}
+            Ok(flows) => tracing::debug!(flows, "UDP flows to endpoints that are gone are forgotten"),
+            Err(error) => {
+                tracing::warn!(%error, "UDP flows to endpoints that are gone could not be forgotten")
+            }
+        }
+    }
+
     fn replace(&mut self, wanted: ServiceTable) -> Result<Changes, Error> {
         let mut transaction = Transaction::new(&self.layout.table);
         // Added first, so that it can be deleted whether it was there or not.
@@ -119,9 +133,19 @@ impl Rules {
         transaction
             .commit(&self.socket)
             .map_err(|source| failure(&self.layout, &format!("write {elements} elements"), source))?;
+        self.forget_stale(&wanted);
         self.applied = Some(Applied { table: wanted, sizes });
         Ok(Changes { replaced: true, elements })
     }
+}
+
+fn removes_udp_endpoint(change: &Change) -> bool {
+    let Change::Remove(Element::Endpoint(front, ..)) = change else { return false };
+    let protocol = match front {
+        Front::Service(key) => key.protocol,
+        Front::NodePort(_, protocol) => *protocol,
+    };
+    protocol == Protocol::Udp
 }
 
 fn failure(layout: &Layout, attempt: &str, source: io::Error) -> Error {

@@ -321,6 +321,37 @@ fn what_nobody_answers_is_refused_at_once() {
 }
 
 #[test]
+fn a_udp_client_that_goes_on_sending_is_moved_too() {
+    machine().block_on(|| async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let network = open(dir.path(), "aa14").await;
+        let (a, at_a) = pod(&*network, "a").await;
+        let (b, at_b) = pod(&*network, "b").await;
+        a.serve_udp("a", 5353);
+        b.serve_udp("b", 5353);
+        let service = network.addresses().service_cidr.nth(20).expect("room");
+        let key = ServiceKey { ip: service, port: 53, protocol: Protocol::Udp };
+        let mut table = ServiceTable::default();
+        table.services.insert(key, vec![Endpoint { ip: at_a.ip, port: 5353 }]);
+        network.apply_services(&table).await.expect("apply");
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        socket.connect((service, 53)).expect("connect");
+        let ask = || {
+            socket.send(b"?").expect("send");
+            let mut buffer = [0; 8];
+            let length = socket.recv(&mut buffer).expect("an answer");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        assert_eq!(ask(), "a");
+        table.services.insert(key, vec![Endpoint { ip: at_b.ip, port: 5353 }]);
+        network.apply_services(&table).await.expect("apply");
+        assert_eq!(ask(), "b");
+        network.remove_all().await.expect("remove all");
+    });
+}
+
+#[test]
 fn a_pod_cannot_reach_the_loopback_of_its_machine() {
     machine().block_on(|| async {
         let dir = tempfile::tempdir().expect("a directory");
