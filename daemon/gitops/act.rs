@@ -31,6 +31,11 @@ pub(crate) async fn apply(door: &Client, object: &Object, run: Run) -> Result<Va
     send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &object.value))).await
 }
 
+/// Reads an object as it is now.
+pub(crate) async fn get(door: &Client, object: &Object) -> Result<Value, kube::Error> {
+    send(door, Method::GET, &path_of(object.kind, &object.id), None).await
+}
+
 /// Deletes an object if it is still the one that was looked at.
 pub(crate) async fn delete(door: &Client, removal: &Removal) -> Result<(), kube::Error> {
     let body = json!({

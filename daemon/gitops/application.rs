@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::health::{Health, HealthCode};
 use api::kinds::{self, Kind};
 use client::{Cache, Caches};
 use futures::StreamExt;
@@ -19,7 +20,7 @@ use tracing::info;
 
 use crate::Error;
 use crate::act::{self, Run};
-use crate::build::{Builder, Built, Defaults, Defect, Id, Object, hash};
+use crate::build::{Builder, Built, Defaults, Defect, Id, Object};
 use crate::config::{Application, Origin};
 use crate::diff::{self, Change, ChangeKind, Diff};
 use crate::health::{self, Around};
@@ -36,6 +37,9 @@ const MOST_RETRY: Duration = Duration::from_secs(60);
 /// Kinds that are made anew when they differ in what cannot change; others with the annotation.
 const MADE_ANEW: [&str; 2] = ["Job", "Pod"];
 const RECREATE: &str = "holdfast.dev/recreate";
+
+/// Kinds without a rule, such as a ConfigMap.
+const HEALTHY: Health = Health { code: HealthCode::Healthy, message: String::new() };
 
 pub(crate) struct Follower {
     application: Application,
@@ -245,31 +249,24 @@ impl Follower {
     }
 
     async fn wanted(&self, object: Object, eyes: &Eyes) -> Wanted {
-        let Some((live, digest)) = self.live(&object.id, object.kind, eyes) else {
+        let Some((live, seen)) = self.live(&object.id, object.kind, eyes) else {
             let failure =
                 self.lock().failures.get(&object.id).filter(|known| known.hash == object.hash).cloned();
             let verdict = failure.map_or(Verdict::Missing, Verdict::Failed);
             return Wanted { object, live: None, verdict };
         };
-        let verdict = self.verdict(&object, &live, digest).await;
+        let verdict = self.verdict(&object, &seen).await;
         Wanted { object, live: Some(live), verdict }
     }
 
-    /// What is live of an object, and the digest of all but its status.
-    fn live(&self, id: &Id, kind: &'static Kind, eyes: &Eyes) -> Option<(Live, u64)> {
+    /// What is live of an object, and what was read off it.
+    fn live(&self, id: &Id, kind: &'static Kind, eyes: &Eyes) -> Option<(Live, Seen)> {
         let cache = eyes.caches.get(&(kind.group.as_str(), kind.kind.as_str()))?;
         let Some(object) = cache.get(&live::key(id)) else {
             self.lock().seen.remove(id);
             let seen = self.watched.fresh(id)?;
-            let health = seen.health.clone();
-            let health = health.unwrap_or(api::health::Health {
-                code: api::health::HealthCode::Healthy,
-                message: String::new(),
-            });
-            return Some((
-                Live { uid: seen.uid, owner: seen.owner, deleting: seen.deleting, health },
-                seen.digest,
-            ));
+            let health = seen.health.clone().unwrap_or(HEALTHY);
+            return Some((seen.live(health), seen));
         };
         self.watched.seen(id);
         let version = object.metadata.resource_version.as_deref().unwrap_or_default();
@@ -282,24 +279,14 @@ impl Follower {
                 seen
             }
         };
-        let health = health::assess(&id.kind, seen.health, &object, &eyes.around);
-        Some((Live { uid: seen.uid, owner: seen.owner, deleting: seen.deleting, health }, seen.digest))
+        let health = health::assess(&id.kind, seen.health.clone(), &object, &eyes.around);
+        Some((seen.live(health), seen))
     }
 
-    async fn verdict(&self, object: &Object, live: &Live, digest: u64) -> Verdict {
-        if let Some(other) = live
-            .owner
-            .as_ref()
-            .filter(|owner| **owner != self.application.name && self.names.contains(*owner))
-        {
-            return Verdict::Taken(Defect {
-                file: object.file.to_string(),
-                line: object.line,
-                column: 0,
-                message: format!("{} is kept by application {other} already", object.id),
-                help: "remove it from one of the two".to_owned(),
-                object: Some(object.id.to_string()),
-            });
+    async fn verdict(&self, object: &Object, seen: &Seen) -> Verdict {
+        let others = |owner: &&String| **owner != self.application.name && self.names.contains(*owner);
+        if let Some(other) = seen.owner.as_ref().filter(others) {
+            return taken(object, other);
         }
         {
             let memory = self.lock();
@@ -309,13 +296,19 @@ impl Follower {
                 return Verdict::Failed(failure.clone());
             }
             if let Some((text, form, verdict)) = memory.verdicts.get(&object.id)
-                && (*text, *form) == (object.hash, digest)
+                && (*text, *form) == (object.hash, seen.digest)
             {
                 return verdict.clone();
             }
         }
         let verdict = match act::apply(&self.door, object, Run::Dry).await {
-            Ok(after) if hash(&diff::comparable(&after)) == digest => Verdict::Same,
+            Ok(after) if Seen::of(&after).digest == seen.digest => Verdict::Same,
+            // The cache lags behind the server: what is live now decides.
+            Ok(after) if Seen::of(&after).version != seen.version => match act::get(&self.door, object).await
+            {
+                Ok(live) if Seen::of(&live).digest == Seen::of(&after).digest => return Verdict::Same,
+                _ => return Verdict::Differs,
+            },
             Ok(_) => Verdict::Differs,
             Err(error) => match immutable(object, &error) {
                 Some(why) => Verdict::Immutable(why),
@@ -323,13 +316,13 @@ impl Follower {
                 None => return Verdict::Differs,
             },
         };
-        self.lock().verdicts.insert(object.id.clone(), (object.hash, digest, verdict.clone()));
+        self.lock().verdicts.insert(object.id.clone(), (object.hash, seen.digest, verdict.clone()));
         verdict
     }
 
     fn wait_for(&self, desired: &[Wanted]) {
         let unsettled = desired.iter().filter(|wanted| {
-            let settled = |live: &Live| live.health.code == api::health::HealthCode::Healthy;
+            let settled = |live: &Live| live.health.code == HealthCode::Healthy;
             !wanted.live.as_ref().is_some_and(settled)
         });
         let namespaces = unsettled.map(|wanted| wanted.object.id.namespace.clone()).collect();
@@ -498,6 +491,17 @@ impl Follower {
 struct Eyes {
     caches: BTreeMap<(&'static str, &'static str), Cache<DynamicObject>>,
     around: Around,
+}
+
+fn taken(object: &Object, other: &str) -> Verdict {
+    Verdict::Taken(Defect {
+        file: object.file.to_string(),
+        line: object.line,
+        column: 0,
+        message: format!("{} is kept by application {other} already", object.id),
+        help: "remove it from one of the two".to_owned(),
+        object: Some(object.id.to_string()),
+    })
 }
 
 fn builder(application: &Application) -> Builder {

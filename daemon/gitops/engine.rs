@@ -239,7 +239,15 @@ impl Reconciler for Loop {
     async fn observe(&self, key: &String) -> Result<Option<View>, Error> {
         // A label may name an application that is no longer declared.
         match self.inner.followers.get(key) {
-            Some(follower) => follower.observe().await.map(Some),
+            Some(follower) => {
+                let first = follower.told().is_none();
+                let view = follower.observe().await?;
+                if first {
+                    // What an earlier daemon told is news to whoever looks at this one.
+                    self.inner.changed.send_modify(|count| *count += 1);
+                }
+                Ok(Some(view))
+            }
             None => Ok(None),
         }
     }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::build::{Id, hash};
 use crate::health::Around;
+use crate::plan::Live;
 use crate::{APPLICATION_LABEL, diff};
 
 /// The cache has seen what was made within this time, or it is looked at again.
@@ -59,6 +60,11 @@ impl Seen {
             digest: hash(&diff::comparable(object)),
             health: api::health::assess(object),
         }
+    }
+
+    /// For the plan, with the health that its surroundings make of it.
+    pub(crate) fn live(&self, health: Health) -> Live {
+        Live { uid: self.uid.clone(), owner: self.owner.clone(), deleting: self.deleting, health }
     }
 }
 

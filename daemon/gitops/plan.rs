@@ -123,6 +123,10 @@ impl PartialEq for Removal {
 
 /// Decides what to do for one application.
 pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
+    if *view.sourced == Sourced::default() && view.told != Status::default() {
+        // The source has not spoken yet: what an earlier daemon told still holds.
+        return Plan::empty();
+    }
     let pending = pending(view, now);
     let holds: BTreeMap<Id, String> =
         view.gone.iter().filter_map(|gone| Some((gone.told.id(), prune_hold(view, gone)?))).collect();
@@ -180,13 +184,18 @@ fn pending(view: &View, now: Timestamp) -> Pending<'_> {
     for wanted in &view.desired {
         waves.entry(order::wave(&wanted.object.id.kind, wanted.object.wave)).or_default().push(wanted);
     }
+    let absent = absent_namespaces(view);
     let mut held_by: Option<String> = None;
-    for wave in waves.into_values() {
+    for (number, wave) in waves {
         let mut unsettled = None;
         for wanted in wave {
             let id = &wanted.object.id;
-            if let (Some(first), true) = (&held_by, wanted.verdict != Verdict::Same) {
-                pending.waits.insert(id, first.clone());
+            let hold = held_by.clone().or_else(|| {
+                let absent = absent.contains(id.namespace.as_str());
+                absent.then(|| format!("Namespace {}", id.namespace))
+            });
+            if let (Some(first), true) = (hold, wanted.verdict != Verdict::Same) {
+                pending.waits.insert(id, first);
                 continue;
             }
             look(wanted, now, &mut pending);
@@ -195,13 +204,24 @@ fn pending(view: &View, now: Timestamp) -> Pending<'_> {
                     .live
                     .as_ref()
                     .is_some_and(|live| live.health.code <= HealthCode::Suspended && !live.deleting);
-            if !settled {
+            // Namespaces are made by the same plan, before all others.
+            if !settled && number != i64::MIN {
                 unsettled.get_or_insert_with(|| format!("{id} of an earlier wave"));
             }
         }
         held_by = held_by.or(unsettled);
     }
     pending
+}
+
+/// Namespaces of ours in which nothing can be made now.
+fn absent_namespaces(view: &View) -> BTreeSet<&str> {
+    let ours = view.desired.iter().filter(|wanted| wanted.object.id.kind == "Namespace");
+    let absent = ours.filter(|wanted| match (&wanted.verdict, &wanted.live) {
+        (Verdict::Failed(_), None) => true,
+        (_, live) => live.as_ref().is_some_and(|live| live.deleting),
+    });
+    absent.map(|wanted| wanted.object.id.name.as_str()).collect()
 }
 
 fn look<'a>(wanted: &'a Wanted, now: Timestamp, pending: &mut Pending<'a>) {
