@@ -12,6 +12,7 @@ pub mod linux;
 mod machine;
 mod netlink;
 mod nft;
+mod notice;
 mod rtnl;
 mod rules;
 pub mod services;
@@ -92,7 +93,7 @@ pub struct Addresses {
     pub dns: Ipv4Addr,
     /// Source of what the machine itself sends to attachments; the first address of `pod_cidr`.
     pub gateway: Ipv4Addr,
-    /// The machine's primary address, or `gateway` where it has none.
+    /// The machine's primary address of now, or `gateway` where it has none.
     pub node: Ipv4Addr,
 }
 

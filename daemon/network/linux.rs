@@ -6,6 +6,7 @@
 use crate::cidr::{Cidr, free_address};
 use crate::machine::{self, Locked, Machine};
 use crate::netlink::{Batch, Socket};
+use crate::notice::Notice;
 use crate::rtnl::{self, LOOPBACK};
 use crate::rules::{Layout, Rules};
 use crate::services::{Changes, ServiceTable};
@@ -16,19 +17,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Links, addresses, routes and packet rules of the kernel this process runs on.
 pub struct LinuxNetwork {
     inner: Arc<Inner>,
     sweep: mpsc::Sender<Sweep>,
+    _notice: Notice,
 }
 
 struct Inner {
     instance: String,
     names: Names,
+    /// As they were at the opening; `node` tells the machine's address of now.
     addresses: Addresses,
+    node: watch::Sender<Ipv4Addr>,
+    /// Everything was taken away: nothing is to be set up again.
+    removed: AtomicBool,
     state: Mutex<State>,
     /// Told when an id is no longer busy.
     idle: Condvar,
@@ -74,6 +81,11 @@ impl LinuxNetwork {
         run("network-remove", move || inner.remove_all()).await
     }
 
+    /// The machine's primary address, now and whenever it changes.
+    pub fn node(&self) -> watch::Receiver<Ipv4Addr> {
+        self.inner.node.subscribe()
+    }
+
     fn open_here(config: &Config) -> Result<LinuxNetwork, Error> {
         let names = Names::new(&config.name)?;
         let refused = |attempt: &str| {
@@ -104,15 +116,24 @@ impl LinuxNetwork {
         let sweep = start_sweeper(names.garbage)?;
         // What a process before this one did not come to remove.
         let _ = sweep.send(Sweep::Garbage);
-        let inner = Inner {
+        let inner = Arc::new(Inner {
             instance: config.name.clone(),
             names,
             addresses,
+            node: watch::Sender::new(addresses.node),
+            removed: AtomicBool::new(false),
             state: Mutex::new(state),
             idle: Condvar::new(),
             rules: Mutex::new(rules),
-        };
-        Ok(LinuxNetwork { inner: Arc::new(inner), sweep })
+        });
+        let noticing = Arc::downgrade(&inner);
+        let notice = Notice::of_addresses(move || {
+            if let Some(inner) = noticing.upgrade() {
+                inner.addresses_changed();
+            }
+        });
+        let notice = notice.map_err(refused("watch this machine's addresses"))?;
+        Ok(LinuxNetwork { inner, sweep, _notice: notice })
     }
 }
 
@@ -144,11 +165,33 @@ impl Network for LinuxNetwork {
     }
 
     fn addresses(&self) -> Addresses {
-        self.inner.addresses
+        Addresses { node: *self.inner.node.borrow(), ..self.inner.addresses }
     }
 }
 
 impl Inner {
+    /// A link that got its address after the opening must let answers pass as well.
+    fn addresses_changed(&self) {
+        if let Err(error) = self.look_outward() {
+            let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(%error, source, "a changed address of this machine was not taken in");
+        }
+    }
+
+    fn look_outward(&self) -> Result<(), Error> {
+        let attempt = || "open a netlink socket".to_owned();
+        let socket = Socket::route().map_err(|source| Error::Link { attempt: attempt(), source })?;
+        let mut locked = Locked::take()?;
+        if self.removed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let machine = Machine::observe(&socket)?;
+        locked.open_outward(&machine, &self.instance)?;
+        let node = machine.primary().unwrap_or(self.addresses.gateway);
+        self.node.send_if_modified(|present| std::mem::replace(present, node) != node);
+        Ok(())
+    }
+
     fn attach(&self, id: &str, netns: &Path, want: Option<Ipv4Addr>) -> Result<Attachment, Error> {
         let mut state = self.wait_until_idle(id);
         let known = state.attachments.get(id).cloned();
@@ -222,6 +265,7 @@ impl Inner {
             attempt: format!("remove {what} of {}", self.instance),
             source,
         };
+        self.removed.store(true, Ordering::SeqCst);
         self.rules().remove()?;
         for group in [self.names.group, self.names.garbage] {
             veth::remove_group(group).map_err(|source| refused("links", source))?;

@@ -3,12 +3,13 @@
 //! Invariant: a socket belongs to the network namespace its thread was in when it was opened, wherever it is used.
 //! Invariant: what the kernel sends is read with bounds checked; a message cut short ends the reading.
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt,
     socket, sockopt,
 };
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 pub(crate) const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -135,17 +136,23 @@ pub(crate) struct Socket {
 impl Socket {
     /// A socket for links, addresses and routes, in the namespace of this thread.
     pub(crate) fn route() -> io::Result<Socket> {
-        Socket::new(SockProtocol::NetlinkRoute)
+        Socket::new(SockProtocol::NetlinkRoute, 0)
+    }
+
+    /// A socket on which the kernel tells of IPv4 addresses that come and go, in the namespace of this thread.
+    pub(crate) fn address_events() -> io::Result<Socket> {
+        const IPV4_ADDRESSES: u32 = 0x10;
+        Socket::new(SockProtocol::NetlinkRoute, IPV4_ADDRESSES)
     }
 
     /// A socket for packet rules, in the namespace of this thread.
     pub(crate) fn netfilter() -> io::Result<Socket> {
-        Socket::new(SockProtocol::NetlinkNetFilter)
+        Socket::new(SockProtocol::NetlinkNetFilter, 0)
     }
 
-    fn new(protocol: SockProtocol) -> io::Result<Socket> {
+    fn new(protocol: SockProtocol, groups: u32) -> io::Result<Socket> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Socket { fd })
     }
 
@@ -166,12 +173,22 @@ impl Socket {
         loop {
             let length = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => length,
-                Err(nix::errno::Errno::EAGAIN) => return Ok((verdicts, answers)),
-                Err(nix::errno::Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Ok((verdicts, answers)),
+                Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error.into()),
             };
             split(&buffer[..length], &mut verdicts, &mut answers);
         }
+    }
+
+    /// Takes what was told off the socket, unread: that there was something is enough.
+    pub(crate) fn discard(&self) {
+        let mut buffer = vec![0u8; RECEIVE];
+        // ENOBUFS says that more was told than fits: also no more than a change.
+        while matches!(
+            recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT),
+            Ok(_) | Err(Errno::ENOBUFS)
+        ) {}
     }
 
     /// Sends a batch of which every message must succeed; the first error is the answer.
@@ -179,6 +196,12 @@ impl Socket {
         let (verdicts, answers) = self.send(batch)?;
         verdicts.into_iter().collect::<Verdict>()?;
         Ok(answers)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

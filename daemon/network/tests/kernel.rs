@@ -464,6 +464,38 @@ fn refused_or_unreachable(answer: io::Result<String>) {
 }
 
 #[test]
+fn a_link_that_comes_later_is_taken_in() {
+    let machine = machine();
+    let path = machine.path.clone();
+    machine.block_on(move || async move {
+        let dir = tempfile::tempdir().expect("a directory");
+        let network = open(dir.path(), "aa15").await;
+        assert_eq!(network.addresses().node, network.addresses().gateway);
+        let mut node = network.node();
+        // The machine's own thread runs this test: a new one, in the same namespace, brings the link.
+        let namespace = std::fs::File::open(path).expect("the namespace");
+        std::thread::spawn(move || {
+            nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter");
+            std::fs::write("/proc/sys/net/ipv4/conf/default/forwarding", "0").expect("write");
+            for arguments in ["link add out0 type veth peer name out1", "addr add 192.0.2.1/24 dev out0"] {
+                let status = Command::new("ip").args(arguments.split(' ')).status().expect("run ip");
+                assert!(status.success());
+            }
+        })
+        .join()
+        .expect("the link is there");
+        let changed =
+            tokio::time::timeout(Duration::from_secs(10), node.wait_for(|ip| ip.octets()[0] == 192)).await;
+        changed.expect("noticed in time").expect("the network lives");
+        assert_eq!(network.addresses().node, Ipv4Addr::new(192, 0, 2, 1));
+        let forwarding = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/out0/forwarding").expect("read");
+        assert_eq!(forwarding().trim(), "1");
+        network.remove_all().await.expect("remove all");
+        assert_eq!(forwarding().trim(), "0");
+    });
+}
+
+#[test]
 fn two_instances_do_not_touch_each_other() {
     let (machine, _neighbour) = machine_with_neighbour();
     let kernel = Arc::clone(&machine);
