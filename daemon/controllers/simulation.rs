@@ -30,6 +30,9 @@ const HARD: Faults = Faults { refuse_every: 7, lose_every: 5 };
 const NONE: Faults = Faults { refuse_every: 0, lose_every: 0 };
 /// Everything here is done in well under a second; a test that needs this long does not converge.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// Under a paused clock time leaps whenever only the store's thread is at work, so there the wait is longer than
+/// anything that is waited for.
+const PAUSED_PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 struct World {
     server: Server,
@@ -37,21 +40,26 @@ struct World {
     seen: Caches,
     stop: CancellationToken,
     faults: Faults,
+    clock: Clock,
     tasks: Tasks,
 }
 
 impl World {
     async fn new(faults: Faults) -> World {
+        World::at(Clock::Wall, faults).await
+    }
+
+    async fn at(clock: Clock, faults: Faults) -> World {
         let disk = Box::new(store::memory_disk::MemoryDisk::default());
         let store = store::Store::open(disk, Head::parse, &store::Config::default());
         let store = store.unwrap_or_else(|error| panic!("{error}"));
         let config = apiserver::Config::default();
-        let server = Server::open(store, &config, Arc::new(Timestamp::now)).await.unwrap();
+        let server = Server::open(store, &config, clock.teller()).await.unwrap();
         let client = client::door(server.door(User::room("test")));
         let stop = CancellationToken::new();
         let seen = Caches::new(client.clone(), stop.clone());
-        kubelet(&client, &seen);
-        let mut world = World { server, client, seen, stop, faults, tasks: Tasks::new() };
+        kubelet(&client, &seen, clock);
+        let mut world = World { server, client, seen, stop, faults, clock, tasks: Tasks::new() };
         world.restart().await;
         world
     }
@@ -62,7 +70,7 @@ impl World {
         self.tasks = Tasks::new();
         let door = Faulty::new(self.server.door(User::room("controllers")), self.faults);
         let caches = Caches::new(client::door(door), self.stop.clone());
-        crate::start(&caches, &self.tasks, Clock::Wall);
+        crate::start(&caches, &self.tasks, self.clock);
     }
 
     fn api<K>(&self, namespace: &str) -> Api<K>
@@ -83,11 +91,8 @@ impl World {
     }
 
     /// Waits until a cache holds what is wanted; woken by each change, never by a timer.
-    async fn until<K>(
-        &self,
-        what: &str,
-        holds: impl Fn(&[Arc<K>]) -> bool + Send + Sync + 'static,
-    ) where
+    async fn until<K>(&self, what: &str, holds: impl Fn(&[Arc<K>]) -> bool + Send + Sync + 'static)
+    where
         K: client::Object + Resource<DynamicType = ()>,
     {
         let cache: Cache<K> = self.seen.of();
@@ -100,7 +105,8 @@ impl World {
                 changed.notified().await;
             }
         };
-        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+        let patience = if matches!(self.clock, Clock::Wall) { PATIENCE } else { PAUSED_PATIENCE };
+        if tokio::time::timeout(patience, wait).await.is_err() {
             panic!("{what} did not come to be; there is {}", self.dump::<K>().await);
         }
     }
@@ -127,7 +133,7 @@ impl World {
 }
 
 /// Runs pods: ready soon after they are there; `exit-0` and `exit-1` end; what is deleted goes soon.
-fn kubelet(client: &Client, seen: &Caches) {
+fn kubelet(client: &Client, seen: &Caches, clock: Clock) {
     let pods: Cache<Pod> = seen.of();
     let (wakes, mut woken) = tokio::sync::mpsc::unbounded_channel();
     pods.listen(move |pod| {
@@ -135,13 +141,20 @@ fn kubelet(client: &Client, seen: &Caches) {
     });
     let client = client.clone();
     tokio::spawn(async move {
+        // What it writes is not repeated when it is refused, so it must not be refused for being too much at once.
+        let turns = Arc::new(tokio::sync::Semaphore::new(64));
         while let Some(key) = woken.recv().await {
-            tokio::spawn(run(client.clone(), pods.clone(), key));
+            let turn = Arc::clone(&turns).acquire_owned().await;
+            let round = run(client.clone(), pods.clone(), key, clock);
+            tokio::spawn(async move {
+                round.await;
+                drop(turn);
+            });
         }
     });
 }
 
-async fn run(client: Client, pods: Cache<Pod>, key: Key) {
+async fn run(client: Client, pods: Cache<Pod>, key: Key, clock: Clock) {
     let api: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
     let Some(pod) = pods.get(&key) else { return };
     let status = |status: Value| {
@@ -151,7 +164,7 @@ async fn run(client: Client, pods: Cache<Pod>, key: Key) {
         async move { drop(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await) }
     };
     let image = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone()).unwrap_or_default();
-    let now = || Timestamp::now().to_string();
+    let now = || clock.now().to_string();
     let ended = |phase: &str, code: i32| {
         json!({"phase": phase, "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": now()}],
             "containerStatuses": [{"name": "c", "image": image, "imageID": "", "ready": false, "restartCount": 0,
@@ -463,4 +476,68 @@ async fn without_faults_a_converged_cluster_is_left_alone() {
     world.restart().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(world.server.revision(), before, "a restart of the controllers wrote something");
+}
+
+fn paused() -> Clock {
+    Clock::paused_at("2026-11-24T00:00:00Z".parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_job_waits_longer_after_each_failure() {
+    let world = World::at(paused(), NONE).await;
+    let mut work = job(1, "exit-1", json!({"backoffLimit": 4}));
+    work["spec"]["parallelism"] = json!(1);
+    world.create::<Job>(work).await;
+    let failed = |all: &[Arc<Job>]| {
+        let conditions = all.iter().filter_map(|job| job.status.as_ref()?.conditions.clone()).flatten();
+        conditions.into_iter().any(|condition| condition.type_ == "Failed" && condition.status == "True")
+    };
+    world.until::<Job>("failure", failed).await;
+    let pods = world.api::<Pod>("default").list(&Default::default()).await.unwrap();
+    let mut made: Vec<Timestamp> =
+        pods.iter().map(|pod| pod.metadata.creation_timestamp.as_ref().unwrap().0).collect();
+    made.sort();
+    let waits: Vec<i64> = made.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs()).collect();
+    assert_eq!(waits.len(), 4);
+    for (wait, least) in waits.iter().zip([10, 20, 40, 80]) {
+        assert!(*wait >= least, "waited {waits:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_without_progress_is_late_after_its_deadline() {
+    let world = World::at(paused(), NONE).await;
+    let mut web = deployment(2, "never-ready");
+    web["spec"]["progressDeadlineSeconds"] = json!(60);
+    world.create::<Deployment>(web).await;
+    let late = |all: &[Arc<Deployment>]| {
+        let conditions = all.iter().filter_map(|one| one.status.as_ref()?.conditions.clone()).flatten();
+        conditions.into_iter().any(|known| known.reason.as_deref() == Some("ProgressDeadlineExceeded"))
+    };
+    world.until::<Deployment>("lateness", late).await;
+    set_image(&world, "v1").await;
+    world.until::<Deployment>("v1", |all| all.iter().any(|one| rolled_out(one, "v1"))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_available_only_after_min_ready_seconds() {
+    let world = World::at(paused(), NONE).await;
+    let begin = world.clock.now();
+    let mut web = deployment(2, "v1");
+    web["spec"]["minReadySeconds"] = json!(120);
+    world.create::<Deployment>(web).await;
+    world.until::<Deployment>("v1", |all| all.iter().any(|one| rolled_out(one, "v1"))).await;
+    assert!(world.clock.now().duration_since(begin).as_secs() >= 119);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_job_goes_after_its_time_to_live() {
+    let world = World::at(paused(), NONE).await;
+    world.create::<Job>(job(2, "exit-0", json!({"ttlSecondsAfterFinished": 300}))).await;
+    let done = |all: &[Arc<Job>]| {
+        all.iter().any(|job| job.status.as_ref().is_some_and(|s| s.completion_time.is_some()))
+    };
+    world.until::<Job>("completion", done).await;
+    world.until::<Job>("no job", |all| all.is_empty()).await;
+    world.until::<Pod>("no pod", |all| all.is_empty()).await;
 }

@@ -4,8 +4,8 @@
 //! already or is gone already is success.
 //! Invariant: an event is told after the effect it speaks of, and a failure to tell it fails nothing.
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use http::{Method, Request};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -20,6 +20,8 @@ use crate::names::event_name;
 
 /// Who the controllers are in `metadata.managedFields`.
 const MANAGER: &str = "holdfast-controllers";
+/// Requests of one batch under way at once: enough to share the disk's syncs, few enough that others get their turn.
+const AT_ONCE: usize = 64;
 
 /// One effect with every choice made.
 #[derive(Debug, Clone, PartialEq)]
@@ -304,8 +306,9 @@ pub(crate) fn act<'a>(
                 Ok(())
             }
             Step::Together(steps) => {
-                let acts = steps.into_iter().map(|step| act(client, step, done));
-                join_all(acts).await.into_iter().collect()
+                let acts = stream::iter(steps.into_iter().map(|step| act(client, step, done)));
+                let answers: Vec<Result<(), Error>> = acts.buffer_unordered(AT_ONCE).collect().await;
+                answers.into_iter().collect()
             }
         }
     }

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use reconcile::{Backoff, Plan, Queue, Reconciler, Tasks, Work, chain};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::Error;
@@ -20,6 +21,8 @@ use crate::ledger::Ledger;
 use crate::plan::{Step, View, condition, plan};
 
 const COMPONENT: &str = "default-scheduler";
+/// Writes under way at once: enough to share the disk's syncs, few enough that others get their turn.
+const AT_ONCE: usize = 64;
 
 /// All pending pods.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +40,7 @@ pub(crate) struct Scheduler {
     nodes: Cache<Node>,
     pods: Cache<Pod>,
     ledger: Arc<Ledger>,
+    turns: Semaphore,
 }
 
 /// Starts the scheduler over the caches of one door. Stopped by stopping the tasks.
@@ -51,7 +55,8 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
     });
     let wakes = queue.clone();
     nodes.listen(move |_| wakes.wake(All));
-    let scheduler = Scheduler { client: caches.client(), nodes, pods, ledger };
+    let scheduler =
+        Scheduler { client: caches.client(), nodes, pods, ledger, turns: Semaphore::new(AT_ONCE) };
     let synced = (scheduler.nodes.clone(), scheduler.pods.clone());
     let work = Work {
         reconciler: Arc::new(scheduler),
@@ -88,11 +93,13 @@ impl Reconciler for Scheduler {
     }
 
     async fn act(&self, _: &All, step: Step) -> Result<(), Error> {
+        if let Step::Bind { pod, demand, node, .. } = &step {
+            // Before the wait for a turn: what is planned is taken.
+            self.ledger.assume(pod, node, demand);
+        }
+        let _turn = self.turns.acquire().await.expect("turns are never closed");
         match step {
-            Step::Bind { pod, demand, node, at } => {
-                self.ledger.assume(&pod, &node, &demand);
-                self.bind(&pod, &node, at).await
-            }
+            Step::Bind { pod, node, at, .. } => self.bind(&pod, &node, at).await,
             Step::Explain { pod, reason, message, at } => self.explain(&pod, reason, &message, at).await,
         }
     }
