@@ -2,6 +2,8 @@
 //!
 //! Invariant: a round never plans fewer available pods than promised (`replicas` minus `maxUnavailable`): a set counts
 //! as available what it reports, but no more than what was already asked of it.
+//! Invariant: a set that was made smaller gives room to the new one only when its pods are on their way out, so there are
+//! never more pods than `replicas` plus `maxSurge`. (Kubernetes counts what was asked for and can exceed it shortly.)
 //! Invariant: a ReplicaSet's name follows from the template, so a round that does not see yet what the last one did
 //! makes no second set.
 

@@ -99,7 +99,7 @@ fn new_size(deployment: &Deployment, sets: &Sets, size_now: i32) -> i32 {
         return wanted;
     }
     let (surge, _) = fences(deployment);
-    let room = (wanted + surge - sets.asked()).max(0);
+    let room = (wanted + surge - sets.there()).max(0);
     size_now + room.min(wanted - size_now)
 }
 

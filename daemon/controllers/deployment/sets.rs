@@ -55,6 +55,11 @@ impl Sets {
         self.all().map(|set| size(set)).sum()
     }
 
+    /// Pods asked for, or still there although fewer are asked for: a set is not smaller before its pods were deleted.
+    pub(crate) fn there(&self) -> i32 {
+        self.all().map(|set| size(set).max(reported(set).replicas)).sum()
+    }
+
     /// Pods that are available and were not already given up: what a set reports may be older than its last scaling.
     pub(crate) fn safely_available(&self) -> i32 {
         self.all().map(|set| safely_available(set)).sum()
