@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::health::{Health, HealthCode};
 use api::kinds::{self, Kind};
-use client::{Cache, Caches};
+use client::Cache;
 use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Client;
@@ -32,7 +32,7 @@ use crate::status::{ObjectStatus, Source, Status, seconds};
 /// Requests that one application has under way at once.
 const AT_ONCE: usize = 16;
 /// The wait after an object's first failure; it doubles up to the most.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
+const FIRST_RETRY: Duration = Duration::from_millis(50);
 const MOST_RETRY: Duration = Duration::from_secs(60);
 /// Kinds that are made anew when they differ in what cannot change; others with the annotation.
 const MADE_ANEW: [&str; 2] = ["Job", "Pod"];
@@ -51,6 +51,15 @@ pub(crate) struct Follower {
     memory: Mutex<Memory>,
 }
 
+/// What all applications of an engine share.
+#[derive(Clone)]
+pub(crate) struct Neighbourhood {
+    pub(crate) watched: Arc<Watched>,
+    /// The names of all applications.
+    pub(crate) names: Arc<BTreeSet<String>>,
+    pub(crate) door: Client,
+}
+
 struct Memory {
     builder: Option<Builder>,
     built: Option<(Arc<Snapshot>, Arc<Built>)>,
@@ -67,9 +76,7 @@ impl Follower {
         application: Application,
         origin: &Origin,
         sourced: watch::Receiver<Arc<Sourced>>,
-        watched: Arc<Watched>,
-        names: Arc<BTreeSet<String>>,
-        caches: &Caches,
+        around: &Neighbourhood,
     ) -> Follower {
         let source = match origin {
             Origin::Directory(path) => {
@@ -92,7 +99,7 @@ impl Follower {
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        let door = caches.client();
+        let Neighbourhood { watched, names, door } = around.clone();
         Follower { application, source, sourced, watched, names, door, memory: Mutex::new(memory) }
     }
 
@@ -219,8 +226,11 @@ impl Follower {
         });
         let (builder, built) = build.await.map_err(|_| Error::CutOff("building the objects"))?;
         let built = Arc::new(built);
+        let wanted: BTreeSet<&Id> = built.objects.iter().map(|object| &object.id).collect();
         let mut memory = self.lock();
         memory.builder = Some(builder);
+        memory.verdicts.retain(|id, _| wanted.contains(id));
+        memory.failures.retain(|id, _| wanted.contains(id));
         memory.built = Some((snapshot, Arc::clone(&built)));
         Ok(built)
     }

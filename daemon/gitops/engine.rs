@@ -3,7 +3,7 @@
 //! Invariant: an object that cannot be applied is tried again with its own back-off and stops no other.
 //! Invariant: an unchanged object costs no request: a dry run is asked for only when its text or its live form changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
 
 use crate::Error;
-use crate::application::Follower;
+use crate::application::{Follower, Neighbourhood};
 use crate::config::{Application, Origin};
 use crate::diff::Diff;
 use crate::live::Watched;
@@ -81,9 +81,12 @@ impl Engine {
     /// `Config` for a declaration that cannot be followed or a name that is taken twice.
     pub fn new(parts: Parts) -> Result<Engine, Error> {
         let queue = Queue::new();
-        let watched = Arc::new(Watched::new(parts.caches.clone(), queue.clone()));
-        let names: Arc<BTreeSet<String>> =
-            Arc::new(parts.applications.iter().map(|app| app.name.clone()).collect());
+        let names = parts.applications.iter().map(|app| app.name.clone()).collect();
+        let around = Neighbourhood {
+            watched: Arc::new(Watched::new(parts.caches.clone(), queue.clone())),
+            names: Arc::new(names),
+            door: parts.caches.client(),
+        };
         let mut inner = Inner {
             queue: queue.clone(),
             now: Arc::clone(&parts.now),
@@ -117,14 +120,7 @@ impl Engine {
                     git.wanted.push(Wanted { reference: reference.clone(), path: path.clone(), slot });
                 }
             }
-            let follower = Follower::new(
-                application,
-                &origin,
-                sourced,
-                Arc::clone(&watched),
-                Arc::clone(&names),
-                &parts.caches,
-            );
+            let follower = Follower::new(application, &origin, sourced, &around);
             if inner.followers.insert(name.clone(), follower).is_some() {
                 let why = "its name is taken twice; every application needs its own".to_owned();
                 return Err(Error::Config { application: name, why });
@@ -185,10 +181,9 @@ impl Engine {
     /// Looks at a repository (by its URL or path) or at an application's source right now. Says how many sources were
     /// hurried. What the caller says of the content is not asked for: a webhook only hurries.
     pub fn hurry(&self, what: &str) -> usize {
-        let shown = Location::parse(what).map(|location| location.shown()).unwrap_or_default();
-        let plain = |text: &str| text.trim_end_matches('/').trim_end_matches(".git").to_owned();
         let by_application = self.inner.followers.get(what).and_then(Follower::repository);
-        let fits = |known: &&String| plain(known) == plain(&shown) || Some(known.as_str()) == by_application;
+        let wanted = plain(what);
+        let fits = |known: &&String| Some(known.as_str()) == by_application || plain(known) == wanted;
         let hurried: Vec<&Arc<Notify>> =
             self.inner.hurries.iter().filter(|(known, _)| fits(known)).map(|(_, hurry)| hurry).collect();
         hurried.iter().for_each(|hurry| hurry.notify_one());
@@ -223,6 +218,19 @@ impl Engine {
 fn mirror_name(location: &Location) -> String {
     let digest = Sha256::digest(location.shown().as_bytes());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `host/path` of a repository, however it is reached: a webhook names the web address of what may be followed by ssh.
+fn plain(url: &str) -> String {
+    let rest = url.trim().split_once("://").map_or(url.trim(), |(_, rest)| rest);
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    let (host, first) = host.split_once(':').unwrap_or((host, ""));
+    // Digits after the colon are a port; anything else begins the path.
+    let first = if first.bytes().all(|byte| byte.is_ascii_digit()) { "" } else { first };
+    let path = format!("{first}{path}");
+    let path = path.trim_matches('/').trim_end_matches(".git").trim_end_matches('/');
+    format!("{}/{path}", host.to_ascii_lowercase())
 }
 
 struct Loop {

@@ -87,10 +87,11 @@ impl Watched {
                 }
             }
         };
-        cache.synced().await;
         if new {
+            // Before any wait: whoever asked first may be gone by the end of it.
             self.listen(kind, &cache);
         }
+        cache.synced().await;
         cache
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct View {
     pub(crate) sourced: Arc<Sourced>,
     pub(crate) desired: Vec<Wanted>,
     pub(crate) defects: Vec<Defect>,
-    pub(crate) kept_back: BTreeSet<Id>,
+    pub(crate) kept_back: BTreeMap<Id, Arc<str>>,
     pub(crate) unread: BTreeMap<Arc<str>, Arc<[u8]>>,
     /// In the inventory, no longer wanted.
     pub(crate) gone: Vec<Gone>,
@@ -261,7 +261,7 @@ pub(crate) fn prune_hold(view: &View, gone: &Gone) -> Option<String> {
     if !view.application.prune {
         return Some("prune is off for this application".to_owned());
     }
-    if view.kept_back.contains(&id) {
+    if view.kept_back.contains_key(&id) {
         return Some(format!("its text in {} has a defect", gone.told.file));
     }
     for (file, bytes) in &view.unread {
@@ -273,15 +273,18 @@ pub(crate) fn prune_hold(view: &View, gone: &Gone) -> Option<String> {
             return Some(format!("{file}, which cannot be read, names it"));
         }
     }
-    let same_kind =
-        |other: &Id| other.kind == id.kind && other.group == id.group && other.namespace == id.namespace;
-    let failed = view
-        .desired
-        .iter()
-        .filter(|wanted| matches!(wanted.verdict, Verdict::Failed(_)) && wanted.live.is_none());
+    // Renamed in its file, and the new one cannot be made: the old one serves until it can.
+    let replaces = |other: &Id, file: &str| {
+        other.kind == id.kind
+            && other.group == id.group
+            && other.namespace == id.namespace
+            && file == gone.told.file
+    };
+    let absent = |wanted: &&Wanted| matches!(wanted.verdict, Verdict::Failed(_)) && wanted.live.is_none();
+    let failed = view.desired.iter().filter(absent).map(|wanted| (&wanted.object.id, &wanted.object.file));
     let known = view.told.inventory();
-    let kept_back = view.kept_back.iter().filter(|other| !known.contains_key(other));
-    let successor = failed.map(|wanted| &wanted.object.id).chain(kept_back).find(|other| same_kind(other));
+    let fresh = view.kept_back.iter().filter(|(other, _)| !known.contains_key(other));
+    let successor = failed.chain(fresh).find(|(other, file)| replaces(other, file)).map(|(other, _)| other);
     if let Some(successor) = successor {
         return Some(format!("{successor}, which may be meant to replace it, is not there yet"));
     }
@@ -433,7 +436,7 @@ fn worst(view: &View, wanted: &[ObjectStatus]) -> HealthStatus {
         consider(code, object.object.id.to_string(), status.health.message.clone());
     }
     let still_meant =
-        |gone: &&Gone| view.sourced.snapshot.is_none() || view.kept_back.contains(&gone.told.id());
+        |gone: &&Gone| view.sourced.snapshot.is_none() || view.kept_back.contains_key(&gone.told.id());
     for gone in view.gone.iter().filter(still_meant) {
         let health = gone.live.as_ref().map(|live| live.health.clone());
         let health = health.unwrap_or(Health { code: HealthCode::Missing, message: "not there".to_owned() });

@@ -10,7 +10,7 @@ mod suggest;
 mod tests;
 mod yaml;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,8 +118,8 @@ pub(crate) struct Built {
     pub(crate) objects: Vec<Object>,
     /// What is wrong, by file and line.
     pub(crate) defects: Vec<Defect>,
-    /// Objects the files name but whose text has a defect: neither applied nor pruned.
-    pub(crate) kept_back: BTreeSet<Id>,
+    /// Objects the files name but whose text has a defect, and their file: neither applied nor pruned.
+    pub(crate) kept_back: BTreeMap<Id, Arc<str>>,
     /// Files of which a part could not be read, with their text: what they may still hold is not pruned.
     pub(crate) unread: BTreeMap<Arc<str>, Arc<[u8]>>,
 }
@@ -168,7 +168,7 @@ impl Builder {
                 _ => Arc::new(objects::build_file(file, bytes, &self.defaults)),
             };
             built.defects.extend(of_file.defects.iter().cloned());
-            built.kept_back.extend(of_file.kept_back.iter().map(|(id, _)| id.clone()));
+            built.kept_back.extend(of_file.kept_back.iter().map(|(id, _)| (id.clone(), Arc::clone(file))));
             if of_file.unread {
                 built.unread.insert(Arc::clone(file), Arc::clone(bytes));
             }
@@ -204,7 +204,7 @@ impl Builder {
         let taken: BTreeMap<&Id, &Vec<(Arc<str>, u32)>> =
             places.iter().filter(|(_, places)| places.len() > 1).map(|(id, places)| (*id, places)).collect();
         for (id, places) in &taken {
-            built.kept_back.insert((*id).clone());
+            built.kept_back.extend(places.first().map(|(file, _)| ((*id).clone(), Arc::clone(file))));
             for (at, (file, line)) in places.iter().enumerate() {
                 let (other, other_line) = &places[usize::from(at == 0)];
                 built.defects.push(Defect {

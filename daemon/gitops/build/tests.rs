@@ -18,7 +18,7 @@ fn told(built: &Built) -> String {
     for object in &built.objects {
         let _ = writeln!(text, "object {}:{} {} wave {}", object.file, object.line, object.id, object.wave);
     }
-    for id in &built.kept_back {
+    for id in built.kept_back.keys() {
         let _ = writeln!(text, "kept back {id}");
     }
     for file in built.unread.keys() {

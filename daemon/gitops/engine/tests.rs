@@ -341,3 +341,72 @@ async fn the_newest_of_many_quick_revisions_wins() {
     node.until_live("the last", async || node.value("a").await.filter(|value| value == "100")).await;
     node.until_good(&["a"]).await;
 }
+
+#[test]
+fn a_repository_is_the_same_however_it_is_reached() {
+    for url in [
+        "https://github.com/a/b",
+        "https://github.com/a/b.git",
+        "https://x:token@GitHub.com/a/b.git/",
+        "git@github.com:a/b.git",
+        "ssh://git@github.com:22/a/b.git",
+    ] {
+        assert_eq!(plain(url), "github.com/a/b", "{url}");
+    }
+    assert_eq!(plain("/srv/b.git"), plain("file:///srv/b.git"));
+    assert_ne!(plain("https://github.com/a/c"), plain("https://github.com/a/b"));
+}
+
+#[tokio::test]
+async fn a_push_is_applied_with_its_commit_author_and_message() {
+    let dir = TempDir::new().unwrap();
+    let work = dir.path().join("work");
+    let git = |args: &[&str]| {
+        let done = std::process::Command::new("git")
+            .args([
+                "-c",
+                "user.name=Ada",
+                "-c",
+                "user.email=ada@example.org",
+                "-c",
+                "init.defaultBranch=main",
+            ])
+            .args(args)
+            .current_dir(if work.exists() { &work } else { dir.path() })
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "git {args:?}");
+    };
+    git(&["init", "-q", "--bare", "bare.git"]);
+    git(&["init", "-q", "work"]);
+    fs::write(work.join("a.yaml"), config("a", "1")).unwrap();
+    git(&["add", "-A"]);
+    git(&["commit", "-q", "-m", "Say one"]);
+    git(&["push", "-q", "../bare.git", "HEAD:main"]);
+    let server = server().await;
+    let door = client::door(server.door(User::room("gitops")));
+    let repository = format!("file://{}", dir.path().join("bare.git").display());
+    let application = json!({"name": "demo", "git": repository, "ref": "main"});
+    let engine = Engine::new(Parts {
+        caches: Caches::new(door.clone(), CancellationToken::new()),
+        applications: vec![serde_json::from_value(application).unwrap()],
+        dir: dir.path().join("data"),
+        now: Arc::new(Timestamp::now),
+        ssh: "ssh".into(),
+    })
+    .unwrap();
+    let tasks = Tasks::new();
+    engine.start(&tasks);
+    assert_eq!(engine.hurry(&repository) + engine.hurry("demo") + engine.hurry("https://nowhere/x"), 2);
+    let node = Node { dir: TempDir::new().unwrap(), server, tasks, engine, door };
+    node.until_good(&["a"]).await;
+    fs::write(work.join("a.yaml"), config("a", "2")).unwrap();
+    git(&["commit", "-q", "-a", "-m", "Say two"]);
+    git(&["push", "-q", "../bare.git", "HEAD:main"]);
+    let status =
+        node.until("the second commit", |status| status.is_good() && status.history.len() == 2).await;
+    assert_eq!(node.value("a").await.as_deref(), Some("2"));
+    assert_eq!(status.source.author, "Ada <ada@example.org>");
+    assert_eq!(status.source.commit_message, "Say two");
+    assert_eq!((status.objects[0].file.as_str(), status.objects[0].line), ("a.yaml", 1));
+}

@@ -80,7 +80,7 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
         sourced: Arc::new(Sourced { snapshot: Some(Arc::new(snapshot)), trouble: None, fetched_at: None }),
         desired,
         defects: Vec::new(),
-        kept_back: BTreeSet::new(),
+        kept_back: BTreeMap::new(),
         unread: BTreeMap::new(),
         gone,
         told: Status::default(),
@@ -200,13 +200,13 @@ fn nothing_is_pruned_because_of_an_error() {
         (
             "its text has a defect",
             Box::new(|v| {
-                v.kept_back.insert(id("ConfigMap", "one"));
+                v.kept_back.insert(id("ConfigMap", "one"), "a.yaml".into());
             }),
         ),
         (
             "its successor has a defect",
             Box::new(|v| {
-                v.kept_back.insert(id("ConfigMap", "next"));
+                v.kept_back.insert(id("ConfigMap", "next"), "a.yaml".into());
             }),
         ),
         (
@@ -243,6 +243,15 @@ fn nothing_is_pruned_because_of_an_error() {
     // An unread file that does not name it is no reason.
     let mut other = view(vec![keep()], one());
     other.unread.insert("b.yaml".into(), bytes("name: oneself, phone"));
+    assert_eq!(effects(&other), ["delete one"]);
+    // Nor is a defect in another file.
+    let mut other = view(vec![keep()], one());
+    other.kept_back.insert(id("ConfigMap", "new"), "b.yaml".into());
+    assert_eq!(effects(&other), ["delete one"]);
+    // Nor is one of an object that is there already.
+    let mut other = view(vec![keep()], one());
+    other.kept_back.insert(id("ConfigMap", "old"), "a.yaml".into());
+    other.told.objects = vec![gone("ConfigMap", "old", "a.yaml").told];
     assert_eq!(effects(&other), ["delete one"]);
     let mut emptied = view(vec![], one());
     emptied.application.allow_empty = true;
@@ -331,4 +340,13 @@ fn a_plan_of_a_thousand_unchanged_objects_is_quick() {
     assert!(plan(&view, now()).is_empty());
     // Unoptimised, on a busy machine.
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn what_another_application_keeps_is_told_and_left_alone() {
+    let defect = Defect { message: "kept by application other already".into(), ..failure(0).defect };
+    let view = view(vec![wanted("ConfigMap", "a", 0, Verdict::Taken(defect))], vec![]);
+    assert!(effects(&view).is_empty());
+    let status = told(&view);
+    assert_eq!((status.sync.state.as_str(), status.objects[0].sync.as_str()), ("Failed", "Failed"));
 }

@@ -56,13 +56,13 @@ impl Directory {
             // Until the thing behind the path is another one, this watch is the right one.
             loop {
                 reader = self.read(reader).await;
-                let quiet = if last_change.is_some_and(|at| at.elapsed() < BURST_GAP) { BURST } else { CALM };
+                let burst = || last_change.is_some_and(|at| at.elapsed() < BURST_GAP);
                 tokio::select! {
                     biased;
                     // Cancel-safe: a token stays cancelled.
                     () = stop.cancelled() => return,
                     // Cancel-safe: Notice::settled forgets touches only at its return.
-                    () = changed(&notice, quiet, &self.slot) => {}
+                    () = changed(&notice, || if burst() { BURST } else { CALM }, &self.slot) => {}
                 }
                 last_change = Some(Instant::now());
                 if notice.is_err() || identity.is_none() || self::identity(&self.path) != identity {
@@ -95,7 +95,7 @@ impl Directory {
     }
 }
 
-async fn changed(notice: &Result<Notice, Error>, quiet: Quiet, slot: &Slot) {
+async fn changed(notice: &Result<Notice, Error>, quiet: impl Fn() -> Quiet, slot: &Slot) {
     match notice {
         Ok(notice) => {
             notice.settled(quiet).await;

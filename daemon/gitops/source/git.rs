@@ -177,6 +177,9 @@ impl Git {
     /// Lists the refs, fetches what has moved, reads what was fetched.
     async fn ask(&self, ways: &Ways, mirror: &Mirror) -> Result<(), Error> {
         let mut connection = Some(ways.connect(&self.location).await?);
+        if mirror.packs() > MOST_PACKS {
+            mirror.forget()?;
+        }
         let refs = connection.as_ref().map(|open| open.advertised.refs.clone()).unwrap_or_default();
         let mut keep = BTreeMap::new();
         let mut asked = BTreeSet::new();
@@ -211,9 +214,6 @@ impl Git {
         mirror: &Mirror,
         id: &str,
     ) -> Result<(), Error> {
-        if mirror.packs() > MOST_PACKS {
-            mirror.forget()?;
-        }
         let objects = vec![mirror.objects()];
         let mut have: Vec<String> = mirror.last().into_values().collect();
         // What is told to be here must be here, or the pack would lack it.
@@ -241,7 +241,7 @@ impl Git {
 async fn settled(notice: &Result<Notice, Error>) {
     match notice {
         Ok(notice) => {
-            notice.settled(QUIET).await;
+            notice.settled(|| QUIET).await;
         }
         Err(_) => tokio::time::sleep(WITHOUT_WATCH).await,
     }

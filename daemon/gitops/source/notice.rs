@@ -66,10 +66,12 @@ impl Notice {
 
     /// Waits for the next touch, then until it is quiet. Returns what was touched. Cancel-safe: what was touched is
     /// forgotten only at the return.
-    pub(crate) async fn settled(&self, quiet: Quiet) -> Vec<PathBuf> {
+    /// How long quiet has to last is asked at the first touch.
+    pub(crate) async fn settled(&self, quiet: impl Fn() -> Quiet) -> Vec<PathBuf> {
         while self.lock().is_empty() {
             self.shared.arrived.notified().await;
         }
+        let quiet = quiet();
         let latest = Instant::now() + quiet.most;
         loop {
             let worst = self.lock().values().copied().max();

@@ -177,7 +177,14 @@ impl Pipe {
         }
         let words = String::from_utf8_lossy(&words);
         let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        if words.is_empty() { "ssh ended without a word".to_owned() } else { words.join("; ") }
+        let words = words.join("; ");
+        let help = match &words {
+            words if words.is_empty() => "ssh ended without a word",
+            words if words.contains("Host key verification") => "; add the host's key to root's known_hosts",
+            words if words.contains("Permission denied") => "; give root a key that this host accepts",
+            _ => "",
+        };
+        words + help
     }
 }
 
