@@ -8,42 +8,44 @@ use serde::{Deserialize, Serialize};
 /// config.toml. What the file leaves out has its default; the file in the repository spells every default out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// This node.
-    pub node: Node,
+    pub(crate) node: Node,
     /// The API server.
-    pub api: apiserver::Config,
+    pub(crate) api: apiserver::Config,
     /// The status page.
-    pub web: Web,
+    pub(crate) web: Web,
     /// The kubelet.
-    pub kubelet: kubelet::Config,
+    pub(crate) kubelet: kubelet::Config,
     /// Addresses.
-    pub network: Network,
+    pub(crate) network: network::Config,
+    /// Ingress.
+    pub(crate) ingress: ingress::Config,
     /// Images.
-    pub images: images::Config,
+    pub(crate) images: images::Config,
     /// The store.
-    pub store: store::Config,
+    pub(crate) store: store::Config,
     /// What is kept true. A file that names none keeps nothing; without any file it is the demo.
     #[serde(default = "Vec::new")]
-    pub application: Vec<gitops::Application>,
+    pub(crate) application: Vec<gitops::Application>,
 }
 
 /// `[node]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Node {
+pub(crate) struct Node {
     /// The node's name in the cluster; empty means the machine's hostname.
-    pub name: String,
+    pub(crate) name: String,
     /// Where everything is kept.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// What to do where this machine cannot isolate containers fully.
-    pub isolation: Isolation,
+    pub(crate) isolation: Isolation,
 }
 
 /// How much isolation is insisted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Isolation {
+pub(crate) enum Isolation {
     /// Refuse to start when anything is missing.
     Full,
     /// Start, and say what is missing.
@@ -53,21 +55,9 @@ pub enum Isolation {
 /// `[web]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Web {
+pub(crate) struct Web {
     /// Where the status page answers, plain HTTP.
-    pub listen: SocketAddr,
-    /// Where Ingress rules are served, plain HTTP; empty means not at all.
-    pub ingress: String,
-}
-
-/// `[network]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Network {
-    /// Addresses of pods, as `10.42.0.0/24`; `auto` takes a range that this machine does not use.
-    pub pod_cidr: String,
-    /// Addresses of Services; likewise.
-    pub service_cidr: String,
+    pub(crate) listen: SocketAddr,
 }
 
 impl Default for Config {
@@ -79,7 +69,8 @@ impl Default for Config {
             api: apiserver::Config::default(),
             web: Web::default(),
             kubelet: kubelet::Config::default(),
-            network: Network::default(),
+            network: network::Config::default(),
+            ingress: ingress::Config::default(),
             images: images::Config::default(),
             store: store::Config::default(),
             application: demo.application,
@@ -100,19 +91,13 @@ impl Default for Node {
 
 impl Default for Web {
     fn default() -> Self {
-        Web { listen: SocketAddr::from(([127, 0, 0, 1], 9440)), ingress: String::new() }
-    }
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Network { pod_cidr: "auto".to_owned(), service_cidr: "auto".to_owned() }
+        Web { listen: SocketAddr::from(([127, 0, 0, 1], 9440)) }
     }
 }
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file.
     #[error("read {path}")]
     Read {
@@ -144,14 +129,14 @@ pub enum ConfigError {
 }
 
 /// The file that is read when none is named, if it is there.
-pub const DEFAULT_FILE: &str = "config.toml";
+pub(crate) const DEFAULT_FILE: &str = "config.toml";
 
 impl Config {
     /// Reads a configuration. Relative directories of applications are meant from the file's own directory.
     ///
     /// # Errors
     /// When a file that was named cannot be read, or is no configuration.
-    pub fn read(named: Option<&Path>) -> Result<Config, ConfigError> {
+    pub(crate) fn read(named: Option<&Path>) -> Result<Config, ConfigError> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(path) {
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
@@ -173,13 +158,6 @@ impl Config {
 
     /// What the types cannot say.
     fn check(&self) -> Result<(), (String, String)> {
-        for (key, text) in [("network.pod_cidr", &self.network.pod_cidr), ("network.service_cidr", &self.network.service_cidr)] {
-            text.parse::<network::cidr::Range>().map_err(|error| (key.to_owned(), error.to_string()))?;
-        }
-        if !self.web.ingress.is_empty() {
-            let parsed: Result<SocketAddr, _> = self.web.ingress.parse();
-            parsed.map_err(|error| ("web.ingress".to_owned(), format!("{:?}: {error}", self.web.ingress)))?;
-        }
         for application in &self.application {
             application.check().map_err(|error| ("application".to_owned(), reconcile::chain(&error)))?;
         }

@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why a node did not start, or did not stop clean.
 #[derive(Debug, thiserror::Error)]
-pub enum NodeError {
+pub(crate) enum NodeError {
     /// Not root.
     #[error("holdfast needs root to make containers: start it with sudo, or as root (it runs as user {uid} now)")]
     NotRoot {
@@ -94,11 +94,11 @@ fn room<E: std::error::Error + Send + Sync + 'static>(room: &'static str) -> imp
 
 /// Where a node keeps its things. All names of one node on the machine come from its data directory.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub(crate) struct Places {
     /// The data directory, without symbolic links.
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
     /// Four hex digits: part of the name of every cgroup, link and table.
-    pub instance: String,
+    pub(crate) instance: String,
 }
 
 impl Places {
@@ -106,7 +106,7 @@ impl Places {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn open(config: &Config) -> Result<Places, NodeError> {
+    pub(crate) fn open(config: &Config) -> Result<Places, NodeError> {
         let path = &config.node.data_dir;
         let failed = |attempt| move |source| NodeError::Directory { attempt, path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the data directory"))?;
@@ -125,7 +125,7 @@ impl Places {
     }
 
     /// Where the administrator's kubeconfig lies, once the node has started.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir("pki").join("admin.kubeconfig")
     }
 }
@@ -139,14 +139,14 @@ fn instance(path: &Path) -> String {
 }
 
 /// The lock of a data directory; the file tells who holds it.
-pub struct Lock(#[expect(dead_code, reason = "held, never read: dropping it frees the directory")] Flock<fs::File>);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, never read: dropping it frees the directory")] Flock<fs::File>);
 
 impl Lock {
     /// Takes the directory, or says who has it.
     ///
     /// # Errors
     /// [`NodeError::Taken`]; [`NodeError::Directory`] when the file cannot be made.
-    pub fn take(places: &Places) -> Result<Lock, NodeError> {
+    pub(crate) fn take(places: &Places) -> Result<Lock, NodeError> {
         let path = places.dir("lock");
         let failed = |source| NodeError::Directory { attempt: "write", path: path.clone(), source };
         let file = fs::OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(failed)?;
@@ -160,31 +160,31 @@ impl Lock {
     }
 
     /// The process that holds, or last held, the directory.
-    pub fn holder(places: &Places) -> Option<String> {
+    pub(crate) fn holder(places: &Places) -> Option<String> {
         fs::read_to_string(places.dir("lock")).ok().map(|pid| pid.trim().to_owned()).filter(|pid| !pid.is_empty())
     }
 }
 
 /// A node that runs.
-pub struct Node {
+pub(crate) struct Node {
     /// What it was told.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Its name in the cluster.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its things are.
-    pub places: Places,
+    pub(crate) places: Places,
     /// The API server.
-    pub server: Server,
+    pub(crate) server: Server,
     /// The engine that keeps applications true.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// The images.
-    pub images: Images,
+    pub(crate) images: Images,
     /// The shared caches.
-    pub caches: Caches,
+    pub(crate) caches: Caches,
     /// What this machine cannot isolate.
-    pub missing: Vec<runtime::Missing>,
+    pub(crate) missing: Vec<runtime::Missing>,
     /// When it started.
-    pub started: jiff::Timestamp,
+    pub(crate) started: jiff::Timestamp,
     tasks: Tasks,
     store: Store<Head>,
     _lock: Lock,
@@ -202,7 +202,7 @@ impl Node {
     ///
     /// # Errors
     /// The first thing that is missing, with the way out.
-    pub async fn start(config: Config) -> Result<Node, NodeError> {
+    pub(crate) async fn start(config: Config) -> Result<Node, NodeError> {
         let uid = nix::unistd::geteuid();
         if !uid.is_root() {
             return Err(NodeError::NotRoot { uid: uid.as_raw() });
@@ -262,12 +262,12 @@ impl Node {
     }
 
     /// Ends when the node is to stop by itself: a room is gone.
-    pub async fn broken(&self) {
+    pub(crate) async fn broken(&self) {
         self.tasks.token().cancelled().await;
     }
 
     /// Stops the rooms, the last started first. Containers and packet rules stay.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.tasks.stop(PATIENCE).await;
         self.store.close().await;
     }
@@ -297,6 +297,7 @@ async fn floor_four(
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
     };
     dns::start(&shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
+    ingress::start(&shared, tasks, clock, &config.ingress, addresses.node.into()).await.map_err(room("the ingress"))?;
     let parts = kubelet::Parts {
         node_name: name.to_owned(),
         config: config.kubelet.clone(),
@@ -339,13 +340,7 @@ async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
 }
 
 fn network_config(config: &Config, places: &Places) -> network::Config {
-    let range = |text: &str| text.parse().expect("the configuration was checked");
-    network::Config {
-        dir: places.dir("network"),
-        name: places.instance.clone(),
-        pod_cidr: range(&config.network.pod_cidr),
-        service_cidr: range(&config.network.service_cidr),
-    }
+    network::Config { dir: places.dir("network"), name: places.instance.clone(), ..config.network.clone() }
 }
 
 async fn open_runtime(config: &Config, places: &Places) -> Result<Arc<LinuxRuntime>, NodeError> {
@@ -390,7 +385,7 @@ fn name(config: &Config) -> String {
 ///
 /// # Errors
 /// The first thing that would not go; calling again goes on.
-pub async fn take_down(config: &Config) -> Result<(), NodeError> {
+pub(crate) async fn take_down(config: &Config) -> Result<(), NodeError> {
     let places = Places::open(config)?;
     let _lock = Lock::take(&places)?;
     let (runtime, network) = tokio::join!(open_runtime(config, &places), LinuxNetwork::open(network_config(config, &places)));

@@ -47,11 +47,7 @@ pub(crate) fn refuse(error: &ApiError) -> Response<Body> {
     response
 }
 
-async fn respond(
-    inner: &Inner,
-    user: &User,
-    request: Request<Body>,
-) -> Result<Response<Body>, ApiError> {
+async fn respond(inner: &Inner, user: &User, request: Request<Body>) -> Result<Response<Body>, ApiError> {
     let target = Target::parse(request.uri().path())?;
     let query = Query::parse(request.uri().query());
     let verb = Verb::of(request.method(), &target, query.flag("watch"))?;
@@ -203,7 +199,8 @@ fn content_type(headers: &HeaderMap) -> String {
 async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
+        let frame =
+            frame.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > MAX_BODY_BYTES {
             return Err(ApiError::too_large(MAX_BODY_BYTES));

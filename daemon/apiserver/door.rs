@@ -43,7 +43,8 @@ impl Service<Request<kube::client::Body>> for Door {
 
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
         let (inner, user) = (Arc::clone(&self.inner), Arc::clone(&self.user));
-        let request = request.map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync());
+        let request =
+            request.map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync());
         Box::pin(async move { Ok(crate::answer::answer(inner, user, request).await) })
     }
 }

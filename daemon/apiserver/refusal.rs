@@ -9,8 +9,12 @@ pub(crate) fn of_patch(error: &PatchError) -> ApiError {
     match error {
         PatchError::Malformed(_) => ApiError::bad_request(message),
         PatchError::Rejected(_) => ApiError { code: 422, reason: "Invalid", message, details: json!({}) },
-        PatchError::TooLarge(_) => ApiError { code: 413, reason: "RequestEntityTooLarge", message, details: json!({}) },
-        PatchError::Unsupported => ApiError { code: 415, reason: "UnsupportedMediaType", message, details: json!({}) },
+        PatchError::TooLarge(_) => {
+            ApiError { code: 413, reason: "RequestEntityTooLarge", message, details: json!({}) }
+        }
+        PatchError::Unsupported => {
+            ApiError { code: 415, reason: "UnsupportedMediaType", message, details: json!({}) }
+        }
     }
 }
 
@@ -23,7 +27,12 @@ pub(crate) fn of_apply(error: &ApplyError) -> ApiError {
                     json!({ "reason": "FieldManagerConflict", "message": format!("conflict with {}", conflict.manager), "field": field })
                 })
             });
-            ApiError { code: 409, reason: "Conflict", message, details: json!({ "causes": causes.collect::<Vec<_>>() }) }
+            ApiError {
+                code: 409,
+                reason: "Conflict",
+                message,
+                details: json!({ "causes": causes.collect::<Vec<_>>() }),
+            }
         }
         ApplyError::ManagedFields | ApplyError::Invalid { .. } => ApiError::bad_request(message),
     }

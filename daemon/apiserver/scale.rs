@@ -85,10 +85,12 @@ fn scale_of(object: &Value) -> Value {
 /// A label selector in the form of a query, `app=kubia,tier in (a,b)`.
 fn selector_text(selector: &Value) -> String {
     let equal = selector["matchLabels"].as_object().into_iter().flatten();
-    let mut parts: Vec<String> = equal.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    let mut parts: Vec<String> =
+        equal.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
-        let values: Vec<&str> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let values: Vec<&str> =
+            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         parts.push(match expression["operator"].as_str() {
             Some("Exists") => key.to_owned(),
             Some("DoesNotExist") => format!("!{key}"),

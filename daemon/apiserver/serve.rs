@@ -114,7 +114,8 @@ async fn connection(
     let user = Arc::new(user_of(stream.get_ref().1.peer_certificates()));
     let service = service_fn(move |request: Request<Incoming>| {
         let (inner, user) = (Arc::clone(&inner), Arc::clone(&user));
-        let request = request.map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync());
+        let request =
+            request.map(|body| body.map_err(|error| -> BoxError { Box::new(error) }).boxed_unsync());
         async move { Ok::<Response<Body>, Infallible>(crate::answer::answer(inner, user, request).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());

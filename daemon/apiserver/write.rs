@@ -131,8 +131,7 @@ impl Asked<'_> {
             "application/json-patch+json" => {
                 self.change(Origin::Update, |old| {
                     let mut new = old.clone();
-                    patch::json_patch(&mut new, &body)
-                        .map_err(|error| crate::refusal::of_patch(&error))?;
+                    patch::json_patch(&mut new, &body).map_err(|error| crate::refusal::of_patch(&error))?;
                     Ok(new)
                 })
                 .await
@@ -147,8 +146,7 @@ impl Asked<'_> {
             }
             "application/strategic-merge-patch+json" => {
                 self.change(Origin::Update, |old| {
-                    patch::strategic(kind, old, &body)
-                        .map_err(|error| crate::refusal::of_patch(&error))
+                    patch::strategic(kind, old, &body).map_err(|error| crate::refusal::of_patch(&error))
                 })
                 .await
             }

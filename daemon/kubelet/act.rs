@@ -7,7 +7,7 @@ use std::time::Duration;
 use client::{Cache, Key, Recorder, Weight, is_not_found};
 use images::{Image, Reference};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerStatus, Pod, PodStatus, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
 use runtime::{Resources, SandboxSpec};
@@ -254,6 +254,12 @@ impl Kubelet {
         let started = self.try_start(&pod, uid, container, attempt).await;
         match started {
             Ok(()) => {
+                let image = find(&pod, container).and_then(|found| found.image.clone()).unwrap_or_default();
+                if !self.book.notes(uid).pulls.contains_key(&image) {
+                    let message = format!("Container image {image:?} already present on machine");
+                    self.events.tell_of(reference(&pod, container), Weight::Normal, "Pulled", &message);
+                }
+                self.events.tell_of(reference(&pod, container), Weight::Normal, "Created", &format!("Created container: {container}"));
                 self.book.write(uid, |notes| {
                     notes.failed_starts.remove(container);
                     notes.unhealthy.remove(container);
@@ -473,8 +479,30 @@ impl Kubelet {
         }
     }
 
+    /// A container that has come to wait for its next start is told of once per wait.
+    fn tell_of_waits(&self, pod: &Pod, status: &PodStatus) {
+        let reason = |status: &ContainerStatus| status.state.as_ref()?.waiting.as_ref().map(|waiting| (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default()));
+        let all = |status: &PodStatus| -> Vec<ContainerStatus> {
+            status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten().cloned().collect()
+        };
+        let before = pod.status.as_ref().map(all).unwrap_or_default();
+        for container in all(status) {
+            let Some((word, message)) = reason(&container) else { continue };
+            let known = before.iter().find(|known| known.name == container.name).and_then(reason);
+            let event = match word.as_str() {
+                "CrashLoopBackOff" | "ImagePullBackOff" => "BackOff",
+                "ErrImageNeverPull" | "CreateContainerConfigError" => "Failed",
+                _ => continue,
+            };
+            if known.is_none_or(|(known, _)| known != word) {
+                self.events.tell_of(reference(pod, &container.name), Weight::Warning, event, &message);
+            }
+        }
+    }
+
     async fn write_status(&self, uid: &str, status: PodStatus) -> Result<(), Error> {
         let pod = self.must(uid)?;
+        self.tell_of_waits(&pod, &status);
         let mut value = serde_json::to_value(&status).expect("a status is plain data");
         // A merge patch leaves out what is absent; these have to go away when they no longer hold.
         for field in ["message", "reason"] {
