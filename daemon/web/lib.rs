@@ -1,1 +1,205 @@
-//! web
+//! The status page, its JSON, its event stream, metrics and webhooks: plain HTTP for people and scripts of this machine.
+//!
+//! Invariant: nothing is computed here that the API does not tell; the page, `/status` and `/events` show one view.
+//! Invariant: nothing is sent, and no timer runs, while nothing changes.
+
+mod guard;
+mod html;
+mod metrics;
+mod page;
+mod serve;
+mod view;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Caches;
+use futures::Stream;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use reconcile::Tasks;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use guard::{TOKEN_FILE, token};
+
+use crate::view::{Eyes, View};
+
+/// A burst of changes within this time is one update.
+const BURST: Duration = Duration::from_millis(20);
+
+/// What the page can ask of the node. The names are applications' and images'; what is refused says why.
+pub trait Actions: Send + Sync + 'static {
+    /// Looks at the source and everything live of an application anew.
+    ///
+    /// # Errors
+    /// 404 when there is no such application.
+    fn sync(&self, application: &str) -> Result<(), Refusal>;
+    /// What a sync of an application would change: `gitops::Diff` as JSON.
+    fn diff(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Looks at a repository, or at the source of an application, right now. How many sources that were.
+    fn hurry(&self, name: &str) -> usize;
+    /// The newest revision of the store.
+    fn revision(&self) -> u64;
+    /// The images: `[{id, digest, references: [..], size}]`.
+    fn images(&self) -> Value;
+    /// Takes the images of an OCI layout or a `docker save` archive. Answers like `images`, those that were loaded.
+    fn load_image(&self, path: PathBuf) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Fetches an image from its registry. Answers like `images`.
+    fn pull_image(&self, reference: String) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Takes a name away from an image.
+    fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>>;
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The HTTP status that says it.
+    pub status: u16,
+    /// What on what, why, and the way out.
+    pub message: String,
+}
+
+/// What the page tells of the node itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Of holdfast.
+    pub version: String,
+    /// `https://127.0.0.1:6443`.
+    pub api_address: String,
+    /// `http://127.0.0.1:9440/`.
+    pub page: String,
+    /// The path of the administrator's kubeconfig.
+    pub kubeconfig: String,
+    /// What this machine cannot isolate, in words.
+    pub missing: Vec<String>,
+    /// When the node started.
+    pub started: Timestamp,
+}
+
+/// What the web room is made of.
+pub struct Parts {
+    /// The node.
+    pub node: Facts,
+    /// The declared applications.
+    pub applications: BTreeSet<String>,
+    /// The shared caches.
+    pub caches: Caches,
+    /// What can be asked of the node.
+    pub actions: Arc<dyn Actions>,
+    /// Where an archive lies while it is being received.
+    pub spool: PathBuf,
+    /// The token of [`token`].
+    pub token: String,
+    /// The time.
+    pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// The web room. Cheap to clone.
+#[derive(Clone)]
+pub struct Web {
+    room: Arc<Room>,
+}
+
+impl fmt::Debug for Web {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Web").field("node", &self.room.node).finish_non_exhaustive()
+    }
+}
+
+struct Room {
+    node: Facts,
+    applications: BTreeSet<String>,
+    eyes: Eyes,
+    actions: Arc<dyn Actions>,
+    spool: PathBuf,
+    token: String,
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    changed: watch::Sender<u64>,
+}
+
+impl Web {
+    /// Begins to look; nothing is answered yet.
+    pub fn new(parts: Parts) -> Web {
+        let eyes = Eyes::new(&parts.caches);
+        let changed = watch::Sender::new(0);
+        let wake = changed.clone();
+        eyes.listen(move || wake.send_modify(|count| *count += 1));
+        let room = Room {
+            node: parts.node,
+            applications: parts.applications,
+            eyes,
+            actions: parts.actions,
+            spool: parts.spool,
+            token: parts.token,
+            now: parts.now,
+            changed,
+        };
+        Web { room: Arc::new(room) }
+    }
+
+    /// Answers on this listener until the tasks are stopped.
+    pub fn start(&self, tasks: &Tasks, listener: TcpListener) {
+        let room = Arc::clone(&self.room);
+        tasks.spawn("web", move |stop| serve::serve(room, listener, stop));
+    }
+
+    /// The document of `/status`, now and whenever it changes. The first one comes when everything was read once.
+    pub fn updates(&self) -> impl Stream<Item = Value> + Send + Unpin + 'static {
+        let room = Arc::clone(&self.room);
+        let views = Box::pin(views(Arc::clone(&room)));
+        let mut last = Value::Null;
+        Box::pin(futures::StreamExt::filter_map(views, move |view| {
+            // Pods and events are on the page only: their changes are no news here.
+            let document = view.document(&room.node, room.node.started);
+            let news = (document != last).then(|| view.document(&room.node, (room.now)()));
+            last = document;
+            futures::future::ready(news)
+        }))
+    }
+}
+
+impl Room {
+    fn look(&self) -> View {
+        self.eyes.look(&self.applications)
+    }
+}
+
+/// What there is to show, now and whenever it changes.
+fn views(room: Arc<Room>) -> impl Stream<Item = Arc<View>> + Send {
+    let changed = room.changed.subscribe();
+    let first: (Arc<Room>, watch::Receiver<u64>, Option<Arc<View>>) = (room, changed, None);
+    futures::stream::unfold(first, |(room, mut changed, last)| async move {
+        room.eyes.synced().await;
+        loop {
+            changed.borrow_and_update();
+            let view = Arc::new(room.look());
+            if last.as_ref() != Some(&view) {
+                return Some((Arc::clone(&view), (room, changed, Some(view))));
+            }
+            changed.changed().await.ok()?;
+            tokio::time::sleep(BURST).await;
+        }
+    })
+}
+
+/// Where the token of a node with this data directory lies.
+pub fn token_path(data_dir: &Path) -> PathBuf {
+    data_dir.join(TOKEN_FILE)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+//! The paths and what answers them.
+//!
+//! Invariant: every request passes the guard first; a stream ends when the node stops.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures::{FutureExt, StreamExt};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::metrics::{self, Process};
+use crate::{Refusal, Room, guard, page, views};
+
+/// A comment keeps a silent stream open through proxies, which cut after a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(50);
+/// Only our own files, and never inside another site's frame.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+#[derive(Clone)]
+struct App {
+    room: Arc<Room>,
+    stop: CancellationToken,
+}
+
+/// Answers until stopped.
+pub(crate) async fn serve(room: Arc<Room>, listener: TcpListener, stop: CancellationToken) {
+    let service = router(room, stop.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let ended = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = ended {
+        warn!(error = reconcile::chain(&error), "the status page is not served any more");
+    }
+}
+
+/// All paths.
+pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
+    Router::new()
+        .route("/", get(html))
+        .route("/style.css", get(|| async { file("text/css; charset=utf-8", include_str!("style.css")) }))
+        .route("/live.js", get(|| async { file("text/javascript; charset=utf-8", include_str!("live.js")) }))
+        .route("/status", get(status))
+        .route("/events", get(events))
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(metrics_text))
+        .route("/diff", get(diff))
+        .route("/sync", post(sync))
+        .route("/webhook/{name}", post(webhook))
+        .route("/images", get(images))
+        .route("/images/load", post(load))
+        .route("/images/pull", post(pull))
+        .route("/images/remove", post(remove))
+        .fallback(|| async { refuse(404, "there is nothing here; the status page is at /") })
+        .layer(middleware::from_fn(admit))
+        .with_state(App { room, stop })
+}
+
+async fn admit(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    if let Err((status, message)) = guard::admit(request.method(), request.headers(), peer) {
+        return refuse(status, &message);
+    }
+    let mut answer = next.run(request).await;
+    let headers = answer.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+fn refuse(status: u16, message: &str) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, axum::Json(json!({"message": message}))).into_response()
+}
+
+fn answer(result: Result<Value, Refusal>) -> Response {
+    match result {
+        Ok(value) => axum::Json(value).into_response(),
+        Err(refusal) => refuse(refusal.status, &refusal.message),
+    }
+}
+
+async fn html(State(app): State<App>) -> Response {
+    app.room.eyes.synced().await;
+    let text = page::document(&app.room.look(), &app.room.node, (app.room.now)());
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], text).into_response()
+}
+
+async fn status(State(app): State<App>) -> Response {
+    app.room.eyes.synced().await;
+    axum::Json(app.room.look().document(&app.room.node, (app.room.now)())).into_response()
+}
+
+#[derive(Deserialize)]
+struct Form {
+    /// `page`: the page's contents as HTML. Left out: the document of `/status`.
+    #[serde(rename = "as")]
+    kind: Option<String>,
+}
+
+async fn events(State(app): State<App>, Query(form): Query<Form>) -> Response {
+    let room = Arc::clone(&app.room);
+    let stream = match form.kind.as_deref() {
+        None => {
+            let web = crate::Web { room };
+            web.updates()
+                .map(|document| Event::default().event("status").data(document.to_string()))
+                .left_stream()
+        }
+        Some("page") => {
+            let shown = Arc::clone(&room);
+            let pages = Box::pin(views(room));
+            let draw = move |view: Arc<crate::view::View>| page::contents(&view, &shown.node, (shown.now)());
+            pages.map(move |view| Event::default().event("page").data(draw(view))).right_stream()
+        }
+        Some(_) => return refuse(400, "as is left out or \"page\""),
+    };
+    let stream = stream.map(Ok::<Event, Infallible>).take_until(app.stop.cancelled_owned());
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+/// The node answers when its own view of the cluster has been read once; whether applications are well is `/status`.
+async fn healthz(State(app): State<App>) -> Response {
+    match app.room.eyes.synced().now_or_never() {
+        Some(()) => "ok\n".into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the cluster was not read yet\n").into_response(),
+    }
+}
+
+async fn metrics_text(State(app): State<App>) -> Response {
+    let revision = app.room.actions.revision();
+    let text = metrics::document(&app.room.look(), &app.room.node, revision, Process::read());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+#[derive(Deserialize)]
+struct Which {
+    application: Option<String>,
+}
+
+impl Which {
+    /// The application that is named, or all.
+    fn names(&self, room: &Room) -> Vec<String> {
+        match &self.application {
+            Some(name) => vec![name.clone()],
+            None => room.applications.iter().cloned().collect(),
+        }
+    }
+}
+
+/// A list with one diff per application. One that cannot be made does not hide the others.
+async fn diff(State(app): State<App>, Query(which): Query<Which>) -> Response {
+    let mut diffs = Vec::new();
+    for name in which.names(&app.room) {
+        match app.room.actions.diff(name.clone()).await {
+            Ok(diff) => diffs.push(diff),
+            Err(refusal) if which.application.is_some() => return refuse(refusal.status, &refusal.message),
+            Err(refusal) => diffs.push(json!({"application": name, "error": refusal.message})),
+        }
+    }
+    axum::Json(diffs).into_response()
+}
+
+async fn sync(State(app): State<App>, Query(which): Query<Which>, headers: HeaderMap) -> Response {
+    let names = which.names(&app.room);
+    for name in &names {
+        if let Err(refusal) = app.room.actions.sync(name) {
+            return refuse(refusal.status, &refusal.message);
+        }
+        info!(application = %name, "sync asked for");
+    }
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.contains("text/html") {
+        return (StatusCode::SEE_OTHER, [(header::LOCATION, "/")]).into_response();
+    }
+    (StatusCode::ACCEPTED, axum::Json(json!({"applications": names}))).into_response()
+}
+
+/// What a forge says of the push is not looked at: it only hurries, and the repository itself is asked.
+async fn webhook(State(app): State<App>, Path(name): Path<String>) -> Response {
+    match app.room.actions.hurry(&name) {
+        0 => refuse(404, &format!("no application with a Git source and no repository is called {name:?}")),
+        sources => (StatusCode::ACCEPTED, axum::Json(json!({"sources": sources}))).into_response(),
+    }
+}
+
+async fn images(State(app): State<App>) -> Response {
+    axum::Json(app.room.actions.images()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Named {
+    reference: String,
+}
+
+#[derive(Deserialize)]
+struct Lies {
+    path: PathBuf,
+}
+
+async fn pull(State(app): State<App>, headers: HeaderMap, named: axum::Json<Named>) -> Response {
+    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
+        return refuse(status, &message);
+    }
+    answer(app.room.actions.pull_image(named.0.reference).await)
+}
+
+async fn remove(State(app): State<App>, headers: HeaderMap, named: axum::Json<Named>) -> Response {
+    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
+        return refuse(status, &message);
+    }
+    answer(app.room.actions.remove_image(named.0.reference).await.map(|()| json!({})))
+}
+
+/// An archive as the body, or `{"path": ".."}` of one on this machine.
+async fn load(
+    State(app): State<App>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
+        return refuse(status, &message);
+    }
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if !kind.starts_with("application/json") {
+        return receive(&app.room, body).await;
+    }
+    if !peer.ip().to_canonical().is_loopback() {
+        return refuse(403, "a path is taken from this machine only; send the archive itself");
+    }
+    let lies: Option<Lies> = match axum::body::to_bytes(body, 64 * 1024).await {
+        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Err(_) => None,
+    };
+    match lies {
+        Some(lies) if lies.path.is_absolute() => answer(app.room.actions.load_image(lies.path).await),
+        _ => refuse(400, "the body is {\"path\": \"/absolute/path\"} of an archive or an OCI layout"),
+    }
+}
+
+async fn receive(room: &Room, body: Body) -> Response {
+    // Removed with the last of its users, also when the sender goes away in the middle.
+    let file = match Spooled::new(&room.spool) {
+        Ok(file) => file,
+        Err(error) => return refuse(507, &format!("make a file in {}: {error}", room.spool.display())),
+    };
+    match file.fill(body).await {
+        Ok(()) => answer(room.actions.load_image(file.0.clone()).await),
+        Err(error) => refuse(507, &format!("receive the archive into {}: {error}", file.0.display())),
+    }
+}
+
+struct Spooled(PathBuf);
+
+impl Spooled {
+    fn new(dir: &std::path::Path) -> io::Result<Spooled> {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        std::fs::create_dir_all(dir)?;
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(Spooled(dir.join(format!("incoming-{}-{number}.tar", std::process::id()))))
+    }
+
+    async fn fill(&self, body: Body) -> io::Result<()> {
+        let mut file = tokio::fs::File::create(&self.0).await?;
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            file.write_all(&chunk.map_err(io::Error::other)?).await?;
+        }
+        file.flush().await
+    }
+}
+
+impl Drop for Spooled {
+    fn drop(&mut self) {
+        // It may not have been made; and what is left is found under its name.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
