@@ -1,4 +1,6 @@
 //! What a person declares in config.toml as `[[application]]`, and the source it names.
+//!
+//! Invariant: a key that does not exist is refused; nothing is read or reached here.
 
 use std::fmt;
 use std::path::PathBuf;

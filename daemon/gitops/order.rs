@@ -1,4 +1,6 @@
 //! In which order kinds are applied; pruning goes the other way round.
+//!
+//! Invariant: what others refer to is there before them.
 
 /// GITOPS's documented kind order: what others need comes first.
 const KINDS: [&str; 29] = [

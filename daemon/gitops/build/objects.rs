@@ -1,4 +1,6 @@
 //! One file → its objects and its defects.
+//!
+//! Invariant: every part of a file ends as an object, as a defect, or as both; nothing is passed over in silence.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;

@@ -1,4 +1,6 @@
 //! The way out of a defect: the nearest name that exists, the version that is served, the quotes that are missing.
+//!
+//! Invariant: only names that exist are suggested.
 
 use api::kinds::{self, Kind};
 use api::schema::{self, Defect, DefectReason, Shape};

@@ -3,6 +3,8 @@
 //! One request carries everything (want, shallow, deepen, have, done), so that it is the same for stateless HTTP and
 //! for a pipe to `ssh`. libgit2's own transports would want OpenSSL and libssh2, and registering another one is not
 //! safe Rust; a pack that arrived is given to libgit2's object database.
+//!
+//! Invariant: however the bytes are cut into pieces, the same comes out.
 
 use std::collections::BTreeMap;
 
