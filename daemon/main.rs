@@ -1,5 +1,6 @@
 //! holdfast makes a machine hold what Git says. Here: from the command line to a role.
 
+mod actions;
 mod config;
 mod node;
 

@@ -24,6 +24,7 @@ use store::Store;
 use store::fjall_disk::FjallDisk;
 use tokio::net::TcpListener;
 
+use crate::actions::Actions;
 use crate::config::{Config, Isolation};
 
 /// The program that holds a pod's namespaces; see daemon/shim.
@@ -185,6 +186,8 @@ pub(crate) struct Node {
     pub(crate) missing: Vec<runtime::Missing>,
     /// When it started.
     pub(crate) started: jiff::Timestamp,
+    /// The status page; there once the node has started.
+    pub(crate) web: Option<web::Web>,
     tasks: Tasks,
     store: Store<Head>,
     _lock: Lock,
@@ -243,7 +246,7 @@ impl Node {
         })
         .map_err(room("the applications"))?;
         engine.start(&tasks);
-        let node = Node {
+        let mut node = Node {
             config,
             name,
             places,
@@ -253,12 +256,39 @@ impl Node {
             caches,
             missing,
             started: clock.now(),
+            web: None,
             tasks,
             store: ground.store,
             _lock: lock,
         };
-        drop(web_listener);
+        node.start_web(web_listener)?;
         Ok(node)
+    }
+
+    fn start_web(&mut self, listener: TcpListener) -> Result<(), NodeError> {
+        let token = web::token(&self.places.data).map_err(room("the status page's token"))?;
+        let facts = web::Facts {
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            api_address: format!("https://{}", self.config.api.listen),
+            page: format!("http://{}/", self.config.web.listen),
+            kubeconfig: self.places.kubeconfig().display().to_string(),
+            missing: self.missing.iter().map(|missing| format!("{}: {}", missing.what, missing.why)).collect(),
+            started: self.started,
+        };
+        let actions = Actions { engine: self.engine.clone(), images: self.images.clone(), server: self.server.clone() };
+        let web = web::Web::new(web::Parts {
+            node: facts,
+            applications: self.engine.names().into_iter().collect(),
+            caches: self.caches.clone(),
+            actions: Arc::new(actions),
+            spool: self.places.dir("spool"),
+            token,
+            now: Clock::Wall.teller(),
+        });
+        web.start(&self.tasks, listener);
+        self.web = Some(web);
+        Ok(())
     }
 
     /// Ends when the node is to stop by itself: a room is gone.
@@ -317,7 +347,7 @@ async fn floor_four(
 
 /// Floors 0 and 2 know nothing of each other: they open side by side.
 async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
-    for dir in ["pods", "logs", "git"] {
+    for dir in ["pods", "logs", "git", "spool"] {
         let path = places.dir(dir);
         fs::create_dir_all(&path).map_err(|source| NodeError::Directory { attempt: "create", path, source })?;
     }

@@ -15,17 +15,19 @@ pub struct User {
     pub name: String,
     /// Groups, e.g. `system:masters`.
     pub groups: Vec<String>,
+    /// A room of this process: it bounds its own work, so it is not told to come back later.
+    pub(crate) room: bool,
 }
 
 impl User {
     /// A room of this process. Rooms may everything; the name shows up as field manager.
     pub fn room(name: &str) -> User {
-        User { name: name.to_owned(), groups: vec!["system:masters".to_owned()] }
+        User { name: name.to_owned(), groups: vec!["system:masters".to_owned()], room: true }
     }
 
     /// Nobody known.
     pub fn anonymous() -> User {
-        User { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] }
+        User { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()], room: false }
     }
 }
 

@@ -138,6 +138,7 @@ fn user_of(certificates: Option<&[CertificateDer<'_>]>) -> User {
         Some(name) => User {
             name: name.to_owned(),
             groups: groups.chain(["system:authenticated".to_owned()]).collect(),
+            room: false,
         },
         None => User::anonymous(),
     }

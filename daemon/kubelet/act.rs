@@ -259,7 +259,12 @@ impl Kubelet {
                     let message = format!("Container image {image:?} already present on machine");
                     self.events.tell_of(reference(&pod, container), Weight::Normal, "Pulled", &message);
                 }
-                self.events.tell_of(reference(&pod, container), Weight::Normal, "Created", &format!("Created container: {container}"));
+                self.events.tell_of(
+                    reference(&pod, container),
+                    Weight::Normal,
+                    "Created",
+                    &format!("Created container: {container}"),
+                );
                 self.book.write(uid, |notes| {
                     notes.failed_starts.remove(container);
                     notes.unhealthy.remove(container);
@@ -481,9 +486,19 @@ impl Kubelet {
 
     /// A container that has come to wait for its next start is told of once per wait.
     fn tell_of_waits(&self, pod: &Pod, status: &PodStatus) {
-        let reason = |status: &ContainerStatus| status.state.as_ref()?.waiting.as_ref().map(|waiting| (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default()));
+        let reason = |status: &ContainerStatus| {
+            status.state.as_ref()?.waiting.as_ref().map(|waiting| {
+                (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default())
+            })
+        };
         let all = |status: &PodStatus| -> Vec<ContainerStatus> {
-            status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten().cloned().collect()
+            status
+                .container_statuses
+                .iter()
+                .chain(status.init_container_statuses.iter())
+                .flatten()
+                .cloned()
+                .collect()
         };
         let before = pod.status.as_ref().map(all).unwrap_or_default();
         for container in all(status) {

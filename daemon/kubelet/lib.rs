@@ -115,3 +115,6 @@ pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, Star
     });
     Ok(node::door(kubelet))
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,7 +246,8 @@ async fn exec(
     let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
         return status(StatusCode::BAD_REQUEST, "BadRequest", "this connection cannot be upgraded");
     };
-    let started = kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await;
+    let started =
+        kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await;
     tokio::spawn(streams::carry(upgrade, started));
     response
 }

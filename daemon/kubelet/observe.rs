@@ -13,9 +13,9 @@ use runtime::{Phase, SandboxState};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::act::{Kubelet, find, lock};
+use crate::book::{Notes, Probed};
 use crate::env::{Facts, Sources};
 use crate::machine;
-use crate::book::{Notes, Probed};
 use crate::plan::{View, is_running};
 
 /// Most bytes of last words that are told, as documented.
@@ -136,9 +136,17 @@ fn take_over(notes: &mut Notes, pod: &Pod, sandbox: &SandboxState) {
     });
     for status in told {
         let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-        let same = sandbox.containers.iter().any(|state| state.name == status.name && state.attempt == attempt && is_running(state));
+        let same = sandbox
+            .containers
+            .iter()
+            .any(|state| state.name == status.name && state.attempt == attempt && is_running(state));
         if same && !notes.probes.contains_key(&status.name) {
-            let probed = Probed { attempt, ready: Some(status.ready), started: status.started == Some(true), must_restart: None };
+            let probed = Probed {
+                attempt,
+                ready: Some(status.ready),
+                started: status.started == Some(true),
+                must_restart: None,
+            };
             notes.probes.insert(status.name.clone(), probed);
         }
     }

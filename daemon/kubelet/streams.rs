@@ -164,7 +164,9 @@ fn not_started(error: &runtime::Error) -> serde_json::Value {
             "metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": message,
             "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
         }),
-        _ => json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500 }),
+        _ => {
+            json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": 500 })
+        }
     }
 }
 

@@ -1,0 +1,77 @@
+//! What the status page and the command line can ask of a running node.
+
+use std::path::PathBuf;
+
+use apiserver::Server;
+use futures::future::BoxFuture;
+use gitops::Engine;
+use images::{Image, Images, Reference};
+use serde_json::{Value, json};
+use web::Refusal;
+
+/// The rooms behind `web::Actions`.
+pub(crate) struct Actions {
+    pub(crate) engine: Engine,
+    pub(crate) images: Images,
+    pub(crate) server: Server,
+}
+
+impl web::Actions for Actions {
+    fn sync(&self, application: &str) -> Result<(), Refusal> {
+        self.engine.sync(application).map_err(|error| refuse(404, &error))
+    }
+
+    fn diff(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let diff = self.engine.diff(&application).await.map_err(|error| {
+                let missing = matches!(error, gitops::Error::NoApplication(_));
+                refuse(if missing { 404 } else { 503 }, &error)
+            })?;
+            Ok(serde_json::to_value(diff).expect("a diff is plain data"))
+        })
+    }
+
+    fn hurry(&self, name: &str) -> usize {
+        self.engine.hurry(name)
+    }
+
+    fn revision(&self) -> u64 {
+        self.server.revision()
+    }
+
+    fn images(&self) -> Value {
+        self.images.list().iter().map(|image| told(image)).collect()
+    }
+
+    fn load_image(&self, path: PathBuf) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let loaded = self.images.load(&path).await.map_err(|error| refuse(422, &error))?;
+            Ok(loaded.iter().map(|image| told(image)).collect())
+        })
+    }
+
+    fn pull_image(&self, reference: String) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let reference = parse(&reference)?;
+            let image = self.images.pull(&reference, None).await.map_err(|error| refuse(502, &error))?;
+            Ok(json!([told(&image)]))
+        })
+    }
+
+    fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move { self.images.remove(&parse(&reference)?).await.map_err(|error| refuse(404, &error)) })
+    }
+}
+
+fn parse(reference: &str) -> Result<Reference, Refusal> {
+    reference.parse().map_err(|error: images::Error| refuse(400, &error))
+}
+
+fn told(image: &Image) -> Value {
+    let names: Vec<String> = image.references.iter().map(ToString::to_string).collect();
+    json!({ "id": image.id, "digest": image.digest, "references": names, "size": image.size })
+}
+
+fn refuse(status: u16, error: &dyn std::error::Error) -> Refusal {
+    Refusal { status, message: reconcile::chain(error) }
+}
