@@ -59,7 +59,9 @@ impl web::Actions for Actions {
     }
 
     fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>> {
-        Box::pin(async move { self.images.remove(&parse(&reference)?).await.map_err(|error| refuse(404, &error)) })
+        Box::pin(
+            async move { self.images.remove(&parse(&reference)?).await.map_err(|error| refuse(404, &error)) },
+        )
     }
 }
 

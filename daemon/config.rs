@@ -85,7 +85,11 @@ struct Applications {
 
 impl Default for Node {
     fn default() -> Self {
-        Node { name: String::new(), data_dir: PathBuf::from("/var/lib/holdfast"), isolation: Isolation::BestEffort }
+        Node {
+            name: String::new(),
+            data_dir: PathBuf::from("/var/lib/holdfast"),
+            isolation: Isolation::BestEffort,
+        }
     }
 }
 
@@ -139,11 +143,13 @@ impl Config {
     pub(crate) fn read(named: Option<&Path>) -> Result<Config, ConfigError> {
         let path = named.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(path) {
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Config::default());
+            }
             text => text.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
         };
-        let mut config: Config =
-            toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let mut config: Config = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let base = path.parent().unwrap_or(Path::new(""));
         for application in &mut config.application {
             if let Some(dir) = &mut application.dir

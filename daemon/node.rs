@@ -41,7 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
     /// Not root.
-    #[error("holdfast needs root to make containers: start it with sudo, or as root (it runs as user {uid} now)")]
+    #[error(
+        "holdfast needs root to make containers: start it with sudo, or as root (it runs as user {uid} now)"
+    )]
     NotRoot {
         /// Who it is.
         uid: u32,
@@ -58,7 +60,9 @@ pub(crate) enum NodeError {
         source: std::io::Error,
     },
     /// Two daemons on one directory.
-    #[error("another holdfast (process {pid}) runs with data directory {path}: stop it first, or choose another with --data DIR")]
+    #[error(
+        "another holdfast (process {pid}) runs with data directory {path}: stop it first, or choose another with --data DIR"
+    )]
     Taken {
         /// The directory.
         path: PathBuf,
@@ -110,7 +114,11 @@ impl Places {
     pub(crate) fn open(config: &Config) -> Result<Places, NodeError> {
         let path = &config.node.data_dir;
         let failed = |attempt| move |source| NodeError::Directory { attempt, path: path.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create the data directory"))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("create the data directory"))?;
         let data = fs::canonicalize(path).map_err(failed("find the data directory"))?;
         let instance = instance(&data);
         Ok(Places { data, instance })
@@ -124,11 +132,18 @@ impl Places {
     fn memory(&self) -> PathBuf {
         PathBuf::from(format!("/run/holdfast-{}", self.instance))
     }
+}
 
-    /// Where the administrator's kubeconfig lies, once the node has started.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
-        self.dir("pki").join("admin.kubeconfig")
-    }
+/// Where the administrator's kubeconfig lies, once a node with this data directory has started.
+pub(crate) fn kubeconfig(data: &Path) -> PathBuf {
+    data.join("pki").join("admin.kubeconfig")
+}
+
+/// # Errors
+/// [`NodeError::NotRoot`].
+pub(crate) fn must_be_root() -> Result<(), NodeError> {
+    let uid = nix::unistd::geteuid();
+    if uid.is_root() { Ok(()) } else { Err(NodeError::NotRoot { uid: uid.as_raw() }) }
 }
 
 /// FNV-1a, folded to 16 bits: stable for ever, since it is part of names on the machine.
@@ -140,7 +155,9 @@ fn instance(path: &Path) -> String {
 }
 
 /// The lock of a data directory; the file tells who holds it.
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, never read: dropping it frees the directory")] Flock<fs::File>);
+pub(crate) struct Lock(
+    #[expect(dead_code, reason = "held, never read: dropping it frees the directory")] Flock<fs::File>,
+);
 
 impl Lock {
     /// Takes the directory, or says who has it.
@@ -150,44 +167,48 @@ impl Lock {
     pub(crate) fn take(places: &Places) -> Result<Lock, NodeError> {
         let path = places.dir("lock");
         let failed = |source| NodeError::Directory { attempt: "write", path: path.clone(), source };
-        let file = fs::OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(failed)?;
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
                 held.set_len(0).and_then(|()| write!(held, "{}", std::process::id())).map_err(failed)?;
                 Ok(Lock(held))
             }
-            Err(_) => Err(NodeError::Taken { path: places.data.clone(), pid: Lock::holder(places).unwrap_or_default() }),
+            Err(_) => Err(NodeError::Taken {
+                path: places.data.clone(),
+                pid: Lock::holder(places).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Waits until nobody holds the directory, at most this long. There is no notification for a lock that is freed.
+    pub(crate) async fn freed(places: &Places, patience: Duration) {
+        let end = tokio::time::Instant::now() + patience;
+        while Lock::take(places).is_err() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// The process that holds, or last held, the directory.
     pub(crate) fn holder(places: &Places) -> Option<String> {
-        fs::read_to_string(places.dir("lock")).ok().map(|pid| pid.trim().to_owned()).filter(|pid| !pid.is_empty())
+        fs::read_to_string(places.dir("lock"))
+            .ok()
+            .map(|pid| pid.trim().to_owned())
+            .filter(|pid| !pid.is_empty())
     }
 }
 
 /// A node that runs.
 pub(crate) struct Node {
-    /// What it was told.
-    pub(crate) config: Config,
-    /// Its name in the cluster.
-    pub(crate) name: String,
-    /// Where its things are.
-    pub(crate) places: Places,
-    /// The API server.
-    pub(crate) server: Server,
-    /// The engine that keeps applications true.
-    pub(crate) engine: Engine,
-    /// The images.
-    pub(crate) images: Images,
-    /// The shared caches.
-    pub(crate) caches: Caches,
+    /// The status page.
+    pub(crate) web: web::Web,
     /// What this machine cannot isolate.
     pub(crate) missing: Vec<runtime::Missing>,
-    /// When it started.
-    pub(crate) started: jiff::Timestamp,
-    /// The status page; there once the node has started.
-    pub(crate) web: Option<web::Web>,
     tasks: Tasks,
     store: Store<Head>,
     _lock: Lock,
@@ -206,10 +227,7 @@ impl Node {
     /// # Errors
     /// The first thing that is missing, with the way out.
     pub(crate) async fn start(config: Config) -> Result<Node, NodeError> {
-        let uid = nix::unistd::geteuid();
-        if !uid.is_root() {
-            return Err(NodeError::NotRoot { uid: uid.as_raw() });
-        }
+        must_be_root()?;
         let places = Places::open(&config)?;
         let lock = Lock::take(&places)?;
         let api_listener = listen(config.api.listen, "the API", "api.listen").await?;
@@ -224,8 +242,11 @@ impl Node {
             prefix: addresses.service_cidr.prefix(),
             dns: addresses.dns,
         };
-        let pki = Pki::open(&places.dir("pki"), std::slice::from_ref(&name), config.api.listen, clock.now()).map_err(room("the certificates"))?;
-        let server = Server::open(ground.store.clone(), &api_config, clock.teller()).await.map_err(room("the API server"))?;
+        let pki = Pki::open(&places.dir("pki"), std::slice::from_ref(&name), config.api.listen, clock.now())
+            .map_err(room("the certificates"))?;
+        let server = Server::open(ground.store.clone(), &api_config, clock.teller())
+            .await
+            .map_err(room("the API server"))?;
         let tasks = Tasks::new();
         let https = server.clone();
         tasks.spawn("api", move |stop| async move {
@@ -246,49 +267,19 @@ impl Node {
         })
         .map_err(room("the applications"))?;
         engine.start(&tasks);
-        let mut node = Node {
-            config,
+        let roof = Roof {
+            config: &config,
+            places: &places,
             name,
-            places,
+            missing: &missing,
             server,
             engine,
             images: ground.images,
             caches,
-            missing,
-            started: clock.now(),
-            web: None,
-            tasks,
-            store: ground.store,
-            _lock: lock,
         };
-        node.start_web(web_listener)?;
-        Ok(node)
-    }
-
-    fn start_web(&mut self, listener: TcpListener) -> Result<(), NodeError> {
-        let token = web::token(&self.places.data).map_err(room("the status page's token"))?;
-        let facts = web::Facts {
-            name: self.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            api_address: format!("https://{}", self.config.api.listen),
-            page: format!("http://{}/", self.config.web.listen),
-            kubeconfig: self.places.kubeconfig().display().to_string(),
-            missing: self.missing.iter().map(|missing| format!("{}: {}", missing.what, missing.why)).collect(),
-            started: self.started,
-        };
-        let actions = Actions { engine: self.engine.clone(), images: self.images.clone(), server: self.server.clone() };
-        let web = web::Web::new(web::Parts {
-            node: facts,
-            applications: self.engine.names().into_iter().collect(),
-            caches: self.caches.clone(),
-            actions: Arc::new(actions),
-            spool: self.places.dir("spool"),
-            token,
-            now: Clock::Wall.teller(),
-        });
-        web.start(&self.tasks, listener);
-        self.web = Some(web);
-        Ok(())
+        let web = roof.web(clock)?;
+        web.start(&tasks, web_listener);
+        Ok(Node { web, missing, tasks, store: ground.store, _lock: lock })
     }
 
     /// Ends when the node is to stop by itself: a room is gone.
@@ -300,6 +291,48 @@ impl Node {
     pub(crate) async fn stop(self) {
         self.tasks.stop(PATIENCE).await;
         self.store.close().await;
+    }
+}
+
+/// What the roof terrace shows and asks.
+struct Roof<'a> {
+    config: &'a Config,
+    places: &'a Places,
+    name: String,
+    missing: &'a [runtime::Missing],
+    server: Server,
+    engine: Engine,
+    images: Images,
+    caches: Caches,
+}
+
+impl Roof<'_> {
+    fn web(self, clock: Clock) -> Result<web::Web, NodeError> {
+        let token = web::token(&self.places.data).map_err(room("the status page's token"))?;
+        let facts = web::Facts {
+            name: self.name,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            api_address: format!("https://{}", self.config.api.listen),
+            page: format!("http://{}/", self.config.web.listen),
+            kubeconfig: kubeconfig(&self.places.data).display().to_string(),
+            missing: self
+                .missing
+                .iter()
+                .map(|missing| format!("{}: {}", missing.what, missing.why))
+                .collect(),
+            started: clock.now(),
+        };
+        let applications = self.engine.names().into_iter().collect();
+        let actions = Actions { engine: self.engine, images: self.images, server: self.server };
+        Ok(web::Web::new(web::Parts {
+            node: facts,
+            applications,
+            caches: self.caches,
+            actions: Arc::new(actions),
+            spool: self.places.dir("spool"),
+            token,
+            now: clock.teller(),
+        }))
     }
 }
 
@@ -327,7 +360,9 @@ async fn floor_four(
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
     };
     dns::start(&shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
-    ingress::start(&shared, tasks, clock, &config.ingress, addresses.node.into()).await.map_err(room("the ingress"))?;
+    ingress::start(&shared, tasks, clock, &config.ingress, addresses.node.into())
+        .await
+        .map_err(room("the ingress"))?;
     let parts = kubelet::Parts {
         node_name: name.to_owned(),
         config: config.kubelet.clone(),
@@ -349,7 +384,11 @@ async fn floor_four(
 async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
     for dir in ["pods", "logs", "git", "spool"] {
         let path = places.dir(dir);
-        fs::create_dir_all(&path).map_err(|source| NodeError::Directory { attempt: "create", path, source })?;
+        fs::create_dir_all(&path).map_err(|source| NodeError::Directory {
+            attempt: "create",
+            path,
+            source,
+        })?;
     }
     let (store_dir, store_config) = (places.dir("store"), config.store.clone());
     let store = tokio::task::spawn_blocking(move || -> Result<Store<Head>, NodeError> {
@@ -357,8 +396,11 @@ async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
         Store::open(Box::new(disk), Head::parse, &store_config).map_err(room("the store"))
     });
     let (images_dir, images_config) = (places.dir("images"), config.images.clone());
-    let images = tokio::task::spawn_blocking(move || Images::open(&images_dir, &images_config).map_err(room("the images")));
-    let (network, runtime) = tokio::join!(LinuxNetwork::open(network_config(config, places)), open_runtime(config, places));
+    let images = tokio::task::spawn_blocking(move || {
+        Images::open(&images_dir, &images_config).map_err(room("the images"))
+    });
+    let (network, runtime) =
+        tokio::join!(LinuxNetwork::open(network_config(config, places)), open_runtime(config, places));
     let images = images.await.expect("opening the images does not panic")?;
     with_demo_image(&images).await?;
     Ok(Ground {
@@ -378,7 +420,11 @@ async fn open_runtime(config: &Config, places: &Places) -> Result<Arc<LinuxRunti
         Isolation::Full => Demand::Full,
         Isolation::BestEffort => Demand::BestEffort,
     };
-    let config = runtime::linux::Config { dir: places.dir("runtime"), cgroup: format!("holdfast-{}", places.instance), isolation };
+    let config = runtime::linux::Config {
+        dir: places.dir("runtime"),
+        cgroup: format!("holdfast-{}", places.instance),
+        isolation,
+    };
     LinuxRuntime::open(config, SHIM).await.map_err(room("the runtime"))
 }
 
@@ -397,7 +443,11 @@ async fn with_demo_image(images: &Images) -> Result<(), NodeError> {
     Ok(())
 }
 
-async fn listen(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, NodeError> {
+async fn listen(
+    address: SocketAddr,
+    what: &'static str,
+    key: &'static str,
+) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, what, key, source })
 }
 
@@ -406,7 +456,11 @@ fn name(config: &Config) -> String {
         return config.node.name.clone();
     }
     let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-    let name: String = name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' }).collect();
+    let name: String = name
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' })
+        .collect();
     if name.is_empty() { "node".to_owned() } else { name }
 }
 
@@ -415,10 +469,10 @@ fn name(config: &Config) -> String {
 ///
 /// # Errors
 /// The first thing that would not go; calling again goes on.
-pub(crate) async fn take_down(config: &Config) -> Result<(), NodeError> {
-    let places = Places::open(config)?;
-    let _lock = Lock::take(&places)?;
-    let (runtime, network) = tokio::join!(open_runtime(config, &places), LinuxNetwork::open(network_config(config, &places)));
+pub(crate) async fn take_down(config: &Config, places: &Places) -> Result<(), NodeError> {
+    let _lock = Lock::take(places)?;
+    let (runtime, network) =
+        tokio::join!(open_runtime(config, places), LinuxNetwork::open(network_config(config, places)));
     runtime?.remove_all().await.map_err(room("the runtime"))?;
     network.map_err(room("the network"))?.remove_all().await.map_err(room("the network"))?;
     for path in [places.dir("pods"), places.memory()] {

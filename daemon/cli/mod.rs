@@ -1,0 +1,129 @@
+//! The commands that a person types.
+//!
+//! Invariant: a command only asks the node's own HTTP address and prints; what it prints is what the page shows.
+//! Invariant: no text of the cluster reaches a terminal with control characters in it.
+
+pub(crate) mod diff;
+pub(crate) mod down;
+pub(crate) mod image;
+pub(crate) mod kubeconfig;
+pub(crate) mod status;
+pub(crate) mod sync;
+pub(crate) mod up;
+
+mod ask;
+mod ink;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use ask::At;
+pub(crate) use ink::Ink;
+
+/// Makes this machine hold what Git says.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// The configuration [default: ./config.toml if it is there, else the defaults]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The data directory, instead of the configuration's
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// What to do; without one it is `up`
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Start the node here and bring its applications up (this is what runs without a command)
+    Up,
+    /// Show every application and object; succeeds only when all is in sync and healthy
+    Status {
+        /// The document of the status page's /status
+        #[arg(long)]
+        json: bool,
+        /// Wait up to so many seconds for everything to be in sync and healthy
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u64>,
+    },
+    /// Show what a sync would change, field by field; succeeds only when nothing would
+    Diff {
+        /// Only this application
+        application: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at the source and at everything live anew, now
+    Sync {
+        /// Only this application
+        application: Option<String>,
+    },
+    /// Take away what the node made on this machine: containers, links, packet rules, cgroups, mounts
+    Down,
+    /// Print the administrator's kubeconfig
+    Kubeconfig {
+        /// Where it lies, instead of what it says
+        #[arg(long)]
+        path: bool,
+    },
+    /// Print the configuration that is in force
+    Config,
+    /// The images that this machine holds
+    Image {
+        /// What to do with them
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+/// What to do with images.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Take images from an OCI layout (a directory or tar) or a `docker save` archive
+    Load {
+        /// The directory or archive
+        path: PathBuf,
+    },
+    /// List them
+    List,
+    /// Fetch one from its registry
+    Pull {
+        /// As in a manifest: nginx:1.27, registry.local:5000/app@sha256:…
+        reference: String,
+    },
+    /// Take a name away; what no name and no container needs any more is freed
+    Remove {
+        /// As listed
+        reference: String,
+    },
+}
+
+/// Does what needs no node of its own: everything but `up` and `down`.
+pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
+    let ink = Ink::of_stdout();
+    let done = match command {
+        Command::Status { json, wait } => status::run(at, json, wait.map(Duration::from_secs), ink).await,
+        Command::Diff { application, json } => diff::run(at, application.as_deref(), json, ink).await,
+        Command::Sync { application } => sync::run(at, application.as_deref()).await,
+        Command::Image { command } => image::run(at, command, ink).await,
+        Command::Kubeconfig { path } => kubeconfig::run(at, path),
+        Command::Version => {
+            println!("holdfast {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Up | Command::Down | Command::Config => unreachable!("main runs these itself"),
+    };
+    done.unwrap_or_else(|error| error.tell())
+}
+
+#[cfg(test)]
+mod tests;
