@@ -147,7 +147,7 @@ fn facts(html: &mut Html, app: &Application, now: Timestamp) {
         html.raw("<dt>Revision</dt><dd><code>").text(short(&source.revision)).raw("</code> ");
         commit(html, &source.author, &source.commit_message);
         if !source.fetched_at.is_empty() {
-            html.raw("<span class=\"soft\">read ");
+            html.raw("<span class=\"soft\">· read ");
             since(html, source.fetched_at.parse().ok(), now);
             html.raw(" ago</span>");
         }
@@ -183,8 +183,8 @@ fn objects(html: &mut Html, app: &Application) {
     }
     html.raw("<table><thead><tr><th>Kind<th>Namespace<th>Name<th>In sync<th>Health<th>Why<th>From</tr></thead><tbody>");
     for object in &app.read.objects {
-        cell(html, "\n<tr><td data-label=\"Kind\">", &object.kind);
-        cell(html, "<td data-label=\"Namespace\">", &object.namespace);
+        cell(html, "\n<tr><td class=\"short\" data-label=\"Kind\">", &object.kind);
+        cell(html, "<td class=\"short\" data-label=\"Namespace\">", &object.namespace);
         cell(html, "<td data-label=\"Name\">", &object.name);
         html.raw("<td class=\"short\" data-label=\"In sync\">");
         state(html, &object.sync);
@@ -224,8 +224,9 @@ fn history(html: &mut Html, app: &Application, now: Timestamp) {
         html.raw("</td><td class=\"short\" data-label=\"Begun\">");
         let begun: Option<Timestamp> = entry.started_at.parse().ok();
         let ended: Option<Timestamp> = entry.finished_at.parse().ok();
+        html.raw("<span class=\"soft\">");
         since(html, begun, now);
-        html.raw(" ago</td>");
+        html.raw(" ago</span></td>");
         let took = begun.zip(ended).map(|(begun, ended)| took(ended.duration_since(begun).as_millis()));
         cell(html, "<td class=\"short\" data-label=\"Took\">", &took.unwrap_or_default());
         html.raw("<td data-label=\"Result\">");
@@ -291,7 +292,8 @@ fn pods(html: &mut Html, pods: Vec<&Pod>, now: Timestamp) {
     for pod in pods {
         cell(html, "\n<tr><td data-label=\"Pod\">", &format!("{}/{}", pod.namespace, pod.name));
         html.raw("<td class=\"short\" data-label=\"State\">");
-        state(html, &pod.state);
+        let alive = pod.state == "Running" && pod.ready < pod.containers;
+        toned(html, if alive { Tone::Wait } else { tone(&pod.state) }, &pod.state);
         html.raw("</td>");
         cell(
             html,
@@ -379,7 +381,10 @@ fn tone(word: &str) -> Tone {
 }
 
 fn state(html: &mut Html, word: &str) {
-    let tone = tone(word);
+    toned(html, tone(word), word);
+}
+
+fn toned(html: &mut Html, tone: Tone, word: &str) {
     html.raw("<span class=\"state ").raw(tone.class()).raw("\">").raw(tone.symbol()).raw(" ");
     html.text(if word.is_empty() { "Unknown" } else { word }).raw("</span>");
 }
