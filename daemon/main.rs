@@ -2,8 +2,6 @@
 //!
 //! Exit codes: 0 done, 1 not done or not well, 2 the command line or the configuration is wrong, 3 no node answers.
 
-#![expect(unreachable_pub, reason = "a binary exports nothing: pub says what a module offers its neighbours")]
-
 mod actions;
 mod cli;
 mod config;

@@ -254,10 +254,11 @@ impl Node {
                 tracing::error!(error = reconcile::chain(&error), "the API is not served");
             }
         });
-        let door = |who: &str| client::door(server.door(User::room(who)));
-        let caches = Caches::new(door("holdfast"), tasks.token());
+        // One door and one set of caches for all rooms: a kind is held once, however many look at it.
+        let caches = Caches::new(client::door(server.door(User::room("holdfast-node"))), tasks.token());
         let missing = ground.runtime.isolation().await.missing;
-        floor_four(&config, &places, &ground, &server, &tasks, &name, clock).await?;
+        let kubelet = floor_four(&config, &places, &ground, &caches, &tasks, &name, clock).await?;
+        server.connect_node(&name, kubelet);
         let engine = Engine::new(gitops::Parts {
             caches: caches.clone(),
             applications: config.application.clone(),
@@ -336,22 +337,20 @@ impl Roof<'_> {
     }
 }
 
-/// Floor 4, and the kubelet's door told to the API server.
+/// Floor 4; the answer is the kubelet's door.
 async fn floor_four(
     config: &Config,
     places: &Places,
     ground: &Ground,
-    server: &Server,
+    shared: &Caches,
     tasks: &Tasks,
     name: &str,
     clock: Clock,
-) -> Result<(), NodeError> {
-    let caches = |who: &str| Caches::new(client::door(server.door(User::room(who))), tasks.token());
+) -> Result<client::NodeDoor, NodeError> {
     let network: Arc<dyn Network> = Arc::clone(&ground.network) as Arc<dyn Network>;
-    let shared = caches("holdfast-node");
-    scheduler::start(&shared, tasks, clock);
-    controllers::start(&shared, tasks, clock);
-    proxy::start(&shared, tasks, Arc::clone(&network), clock);
+    scheduler::start(shared, tasks, clock);
+    controllers::start(shared, tasks, clock);
+    proxy::start(shared, tasks, Arc::clone(&network), clock);
     let addresses = ground.network.addresses();
     let dns = dns::Config {
         listen: std::net::SocketAddrV4::new(addresses.dns, 53),
@@ -359,8 +358,8 @@ async fn floor_four(
         ranges: vec![addresses.pod_cidr, addresses.service_cidr],
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
     };
-    dns::start(&shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
-    ingress::start(&shared, tasks, clock, &config.ingress, addresses.node.into())
+    dns::start(shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
+    ingress::start(shared, tasks, clock, &config.ingress, addresses.node.into())
         .await
         .map_err(room("the ingress"))?;
     let parts = kubelet::Parts {
@@ -372,12 +371,10 @@ async fn floor_four(
         runtime: Arc::clone(&ground.runtime) as Arc<dyn Runtime>,
         network,
         images: ground.images.clone(),
-        caches: shared,
+        caches: shared.clone(),
         clock,
     };
-    let kubelet = kubelet::start(parts, tasks).await.map_err(room("the kubelet"))?;
-    server.connect_node(name, kubelet);
-    Ok(())
+    kubelet::start(parts, tasks).await.map_err(room("the kubelet"))
 }
 
 /// Floors 0 and 2 know nothing of each other: they open side by side.

@@ -12,7 +12,12 @@ use super::status::{defect, list, place, text, title};
 ///
 /// # Errors
 /// When the node cannot be asked, or knows no such application.
-pub(crate) async fn run(at: &At, application: Option<&str>, json: bool, ink: Ink) -> Result<ExitCode, CliError> {
+pub(crate) async fn run(
+    at: &At,
+    application: Option<&str>,
+    json: bool,
+    ink: Ink,
+) -> Result<ExitCode, CliError> {
     let client = at.client()?;
     let request = client.get(at.url("/diff", application));
     let diffs = at.ask(request).await?;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use client::{Cache, Key, Recorder, Weight, is_not_found};
 use images::{Image, Reference};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerStatus, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, ContainerStatus, LifecycleHandler, Pod, PodStatus, Secret,
+};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
 use runtime::{Resources, SandboxSpec};
@@ -17,6 +19,7 @@ use tracing::{debug, info};
 use crate::Parts;
 use crate::book::{Book, FailedStart, Probed, Pull};
 use crate::files::{self, Files, Places};
+use crate::hooks;
 use crate::plan::{Step, View};
 use crate::probes::{self, Kind, Wanted};
 use crate::spec::{self, Ground};
@@ -249,7 +252,7 @@ impl Kubelet {
         self.queue.wake(uid.to_owned());
     }
 
-    async fn start(&self, uid: &str, container: &str, attempt: u32) -> Result<(), Error> {
+    async fn start(self: &Arc<Self>, uid: &str, container: &str, attempt: u32) -> Result<(), Error> {
         let pod = self.must(uid)?;
         let started = self.try_start(&pod, uid, container, attempt).await;
         match started {
@@ -276,6 +279,7 @@ impl Kubelet {
                     "Started",
                     &format!("Started container {container}"),
                 );
+                self.after_start(uid, &pod, container, attempt);
             }
             Err((reason, message)) => {
                 let tries =
@@ -333,22 +337,100 @@ impl Kubelet {
         })
     }
 
-    async fn ask_to_stop(&self, uid: &str, containers: Vec<(String, u32)>) -> Result<(), Error> {
+    /// Runs each container's preStop hook, then sends its stop signal. The grace period runs from now, hooks included.
+    fn ask_to_stop(self: &Arc<Self>, uid: &str, containers: Vec<(String, u32)>) {
         let now = self.parts.clock.now();
-        for (container, attempt) in &containers {
-            if let Some(pod) = self.pod(uid) {
-                self.events.tell_of(
-                    reference(&pod, container),
-                    Weight::Normal,
-                    "Killing",
-                    &format!("Stopping container {container}"),
-                );
-            }
-            let stop = self.stop_signal(uid, container);
-            self.signal(uid, container, *attempt, stop).await?;
-        }
         self.book.write(uid, |notes| notes.asked_to_stop = Some(now));
-        Ok(())
+        for (container, attempt) in containers {
+            let (kubelet, uid) = (Arc::clone(self), uid.to_owned());
+            tokio::spawn(async move {
+                kubelet.stop_container(&uid, &container, attempt).await;
+            });
+        }
+    }
+
+    /// Never fails: what cannot be asked is killed at the end of its grace period.
+    async fn stop_container(&self, uid: &str, container: &str, attempt: u32) {
+        if let Some(pod) = self.pod(uid) {
+            let message = format!("Stopping container {container}");
+            self.events.tell_of(reference(&pod, container), Weight::Normal, "Killing", &message);
+            let hook = find(&pod, container).and_then(|found| found.lifecycle.as_ref()?.pre_stop.clone());
+            if let Some(hook) = hook {
+                let grace = pod
+                    .metadata
+                    .deletion_grace_period_seconds
+                    .and_then(|grace| u64::try_from(grace).ok())
+                    .unwrap_or(30);
+                let run = self.run_hook(&pod, uid, container, &hook);
+                let outcome = tokio::time::timeout(Duration::from_secs(grace), run).await;
+                if let Ok(Err(why)) = outcome {
+                    self.events.tell_of(
+                        reference(&pod, container),
+                        Weight::Warning,
+                        "FailedPreStopHook",
+                        &why,
+                    );
+                }
+            }
+        }
+        let stop = self.stop_signal(uid, container);
+        if let Err(error) = self.signal(uid, container, attempt, stop).await {
+            debug!(
+                uid,
+                container,
+                error = reconcile::chain(&error),
+                "a container could not be asked to stop"
+            );
+        }
+    }
+
+    /// Runs a lifecycle hook in, or against, a container.
+    async fn run_hook(
+        &self,
+        pod: &Pod,
+        uid: &str,
+        container: &str,
+        hook: &LifecycleHandler,
+    ) -> Result<(), String> {
+        let ip = self.facts(uid).pod_ip;
+        let found = find(pod, container).ok_or_else(|| format!("container {container} is not in the pod"))?;
+        match hooks::check(found, hook, &ip) {
+            hooks::Hook::Sleep(time) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            hooks::Hook::Check(check) => {
+                probes::once(&check, container, uid, &*self.parts.runtime, &self.http).await
+            }
+        }
+    }
+
+    /// Runs the postStart hook; when it fails the container is killed, as documented.
+    fn after_start(self: &Arc<Self>, uid: &str, pod: &Arc<Pod>, container: &str, attempt: u32) {
+        let Some(hook) = find(pod, container).and_then(|found| found.lifecycle.as_ref()?.post_start.clone())
+        else {
+            return;
+        };
+        let (kubelet, uid, pod, container) =
+            (Arc::clone(self), uid.to_owned(), Arc::clone(pod), container.to_owned());
+        tokio::spawn(async move {
+            if let Err(why) = kubelet.run_hook(&pod, &uid, &container, &hook).await {
+                kubelet.events.tell_of(
+                    reference(&pod, &container),
+                    Weight::Warning,
+                    "FailedPostStartHook",
+                    &why,
+                );
+                if let Err(error) = kubelet.signal(&uid, &container, attempt, 9).await {
+                    debug!(
+                        uid,
+                        container,
+                        error = reconcile::chain(&error),
+                        "a container could not be killed"
+                    );
+                }
+            }
+        });
     }
 
     /// The image's own stop signal, SIGTERM when it names none.
@@ -625,7 +707,10 @@ impl Reconciler for Shared {
             Step::Signal { container, attempt, signal } => {
                 kubelet.stop_one_unhealthy(uid, &container, attempt, signal).await
             }
-            Step::AskToStop { containers } => kubelet.ask_to_stop(uid, containers).await,
+            Step::AskToStop { containers } => {
+                kubelet.ask_to_stop(uid, containers);
+                Ok(())
+            }
             Step::Probe { wanted } => {
                 kubelet.probe(uid, wanted);
                 Ok(())

@@ -8,6 +8,7 @@ mod act;
 mod book;
 mod env;
 mod files;
+mod hooks;
 mod logs;
 mod machine;
 mod node;

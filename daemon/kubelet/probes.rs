@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use runtime::{ExecSpec, Runtime, SandboxState};
+use runtime::{ExecOrder, ExecSpec, Runtime, SandboxState};
 use tokio::io::AsyncReadExt;
 
 use crate::book::Notes;
@@ -110,7 +110,7 @@ fn one(container: &Container, attempt: u32, kind: Kind, probe: &Probe, ip: &str)
     }
 }
 
-fn check(container: &Container, probe: &Probe, ip: &str) -> Check {
+pub(crate) fn check(container: &Container, probe: &Probe, ip: &str) -> Check {
     if let Some(exec) = &probe.exec {
         return Check::Exec { command: exec.command.clone().unwrap_or_default() };
     }
@@ -170,18 +170,28 @@ pub(crate) async fn make(
     runtime: &dyn Runtime,
     http: &reqwest::Client,
 ) -> Result<(), String> {
-    let outcome = tokio::time::timeout(wanted.timeout, async {
-        match &wanted.check {
-            Check::Http { url, headers } => get(http, url, headers).await,
-            Check::Tcp { address } => match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(format!("dial tcp {address}: {error}")),
-            },
-            Check::Exec { command } => exec(command, wanted, sandbox, runtime).await,
-            Check::Impossible { why } => Err(why.clone()),
-        }
-    });
+    let outcome =
+        tokio::time::timeout(wanted.timeout, once(&wanted.check, &wanted.container, sandbox, runtime, http));
     outcome.await.unwrap_or_else(|_| Err(format!("no answer within {}s", wanted.timeout.as_secs())))
+}
+
+/// Asks once, however long it takes.
+pub(crate) async fn once(
+    check: &Check,
+    container: &str,
+    sandbox: &str,
+    runtime: &dyn Runtime,
+    http: &reqwest::Client,
+) -> Result<(), String> {
+    match check {
+        Check::Http { url, headers } => get(http, url, headers).await,
+        Check::Tcp { address } => match tokio::net::TcpStream::connect(address).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("dial tcp {address}: {error}")),
+        },
+        Check::Exec { command } => exec(command, container, sandbox, runtime).await,
+        Check::Impossible { why } => Err(why.clone()),
+    }
 }
 
 async fn get(http: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {
@@ -203,20 +213,31 @@ async fn get(http: &reqwest::Client, url: &str, headers: &[(String, String)]) ->
 
 async fn exec(
     command: &[String],
-    wanted: &Wanted,
+    container: &str,
     sandbox: &str,
     runtime: &dyn Runtime,
 ) -> Result<(), String> {
     let spec = ExecSpec { args: command.to_vec(), ..ExecSpec::default() };
-    let mut exec =
-        runtime.exec(sandbox, &wanted.container, spec).await.map_err(|error| reconcile::chain(&error))?;
+    let mut exec = runtime.exec(sandbox, container, spec).await.map_err(|error| reconcile::chain(&error))?;
+    // A program that outlives its probe is killed with it.
+    let kill = KillOnDrop(exec.orders.clone());
     let mut output = Vec::new();
     // Its output ends with the program, or is cut; how it ended decides either way.
     let _ = (&mut exec.stdout).take(TOLD_BYTES).read_to_end(&mut output).await;
     let exit = exec.wait().await.map_err(|error| reconcile::chain(&error))?;
+    drop(kill);
     if exit.code == 0 {
         Ok(())
     } else {
         Err(format!("command exited with {}: {}", exit.code, String::from_utf8_lossy(&output).trim()))
+    }
+}
+
+struct KillOnDrop(tokio::sync::mpsc::Sender<ExecOrder>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // One that has ended takes no orders: that is as good.
+        let _ = self.0.try_send(ExecOrder::Signal(9));
     }
 }
