@@ -92,7 +92,7 @@ impl Target {
             _ => return Err(not_found()),
         };
         let kind = kinds::by_plural(group, version, plural).ok_or_else(not_found)?;
-        if kind.namespaced != !namespace.is_empty() && (name.is_some() || !namespace.is_empty()) {
+        if kind.namespaced == namespace.is_empty() && (name.is_some() || !namespace.is_empty()) {
             return Err(not_found());
         }
         if let Some(subresource) = &subresource

@@ -1,5 +1,7 @@
 //! The API as clients see it, over a store in memory.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends by panicking")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

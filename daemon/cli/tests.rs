@@ -129,7 +129,7 @@ fn nothing_hostile_reaches_the_terminal() {
     let hostile = "\u{1b}[2J\u{1b}]0;x\u{7}\r\n\u{202e}\u{9b}1m";
     let text = document()
         .to_string()
-        .replace("kubia", &serde_json::to_string(hostile).unwrap().trim_matches('"').to_owned());
+        .replace("kubia", serde_json::to_string(hostile).unwrap().trim_matches('"'));
     let document: Value = serde_json::from_str(&text).unwrap();
     let shown = [
         status::render(&document, INK, Timestamp::UNIX_EPOCH),

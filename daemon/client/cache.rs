@@ -169,8 +169,11 @@ impl<K: Send + Sync + 'static> Cache<K> {
 pub struct Caches {
     client: Client,
     stop: CancellationToken,
-    made: Arc<Mutex<BTreeMap<(TypeId, String), Box<dyn Any + Send>>>>,
+    made: Arc<Mutex<Made>>,
 }
+
+/// Caches by the type they hold and, for kinds known by name only, that name.
+type Made = BTreeMap<(TypeId, String), Box<dyn Any + Send>>;
 
 impl fmt::Debug for Caches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

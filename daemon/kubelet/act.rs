@@ -46,6 +46,9 @@ pub(crate) struct Kubelet {
     pub(crate) events: Recorder,
     pub(crate) probing: Mutex<BTreeMap<String, Vec<Probing>>>,
     http: reqwest::Client,
+    /// As at the start of the daemon; pods made later get the machine's resolvers of then.
+    host_resolv_conf: String,
+    pub(crate) machine_memory_bytes: i64,
 }
 
 /// What went wrong with one pod.
@@ -81,6 +84,8 @@ impl Kubelet {
             events: Recorder::new(parts.caches.client(), "kubelet", parts.clock, tasks.token()),
             probing: Mutex::default(),
             http: http.expect("the options of this client are fixed"),
+            host_resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            machine_memory_bytes: crate::machine::memory_bytes(),
             parts,
         }
     }
@@ -116,7 +121,7 @@ impl Kubelet {
     pub(crate) fn files(&self, pod: &Pod, uid: &str) -> Result<Files, String> {
         let names = files::Names {
             dns: self.parts.network.addresses().dns.to_string(),
-            host_resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            host_resolv_conf: self.host_resolv_conf.clone(),
             ip: self.facts(uid).pod_ip,
         };
         files::wanted(pod, &self.sources(), &self.facts(uid), &names)
@@ -160,7 +165,7 @@ impl Kubelet {
 
     async fn attach(&self, uid: &str) -> Result<(), Error> {
         let pod = self.must(uid)?;
-        let netns = self.parts.runtime.sandboxes().get(uid).map(|sandbox| sandbox.netns.clone());
+        let netns = self.parts.runtime.sandbox(uid).map(|sandbox| sandbox.netns);
         let Some(netns) = netns else { return Ok(()) };
         let attached = self.parts.network.attach(uid, &netns, None).await;
         attached.map_err(|source| Error::Network {
@@ -326,6 +331,7 @@ impl Kubelet {
             env,
             files: &files,
             places: &places,
+            machine_memory_bytes: self.machine_memory_bytes,
             log_path: self.log_path(pod, container, attempt),
             log_max_bytes: self.parts.config.log_mib << 20,
             log_files: self.parts.config.log_files,

@@ -172,7 +172,7 @@ fn log(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &[(String, Str
     let (to, from) = tokio::sync::mpsc::channel(4);
     let (kubelet, container) = (Arc::clone(kubelet), container.to_owned());
     let running = move || {
-        let sandbox = kubelet.parts.runtime.sandboxes().remove(&uid);
+        let sandbox = kubelet.parts.runtime.sandbox(&uid);
         sandbox.is_some_and(|sandbox| {
             sandbox.containers.iter().any(|state| {
                 state.name == container

@@ -24,12 +24,12 @@ const LAST_WORDS_BYTES: u64 = 4096;
 impl Kubelet {
     pub(crate) fn view(&self, uid: &str) -> View {
         let pod = self.pod(uid);
-        let sandbox = self.parts.runtime.sandboxes().remove(uid);
+        let sandbox = self.parts.runtime.sandbox(uid);
         if let (Some(pod), Some(sandbox)) = (&pod, &sandbox) {
             self.book.write(uid, |notes| take_over(notes, pod, sandbox));
         }
         let mut notes = self.book.notes(uid);
-        let ip = self.parts.network.attachments().get(uid).map(|attachment| attachment.ip.to_string());
+        let ip = self.parts.network.attachment(uid).map(|attachment| attachment.ip.to_string());
         let places = self.places(uid);
         if notes.files_hold.is_none() {
             notes.files_hold = places.hold();
@@ -84,13 +84,13 @@ impl Kubelet {
 
     pub(crate) fn facts(&self, uid: &str) -> Facts {
         let host_ip = self.parts.network.addresses().node.to_string();
-        let own = self.parts.network.attachments().get(uid).map(|attachment| attachment.ip.to_string());
+        let own = self.parts.network.attachment(uid).map(|attachment| attachment.ip.to_string());
         let on_host = self.pod(uid).is_some_and(|pod| crate::plan::on_host_network(&pod));
         Facts {
             pod_ip: own.unwrap_or_else(|| if on_host { host_ip.clone() } else { String::new() }),
             host_ip,
             machine_cpu_milli: machine::cpu_milli(),
-            machine_memory_bytes: machine::memory_bytes(),
+            machine_memory_bytes: self.machine_memory_bytes,
         }
     }
 

@@ -18,6 +18,7 @@ pub(crate) struct Ground<'a> {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) files: &'a Files,
     pub(crate) places: &'a Places,
+    pub(crate) machine_memory_bytes: i64,
     pub(crate) log_path: PathBuf,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_files: u32,
@@ -80,7 +81,7 @@ pub(crate) fn container(
         user: security.user,
         user_name: security.user_name,
         mounts,
-        resources: resources(container),
+        resources: resources(container, ground.machine_memory_bytes),
         capabilities: security.capabilities,
         privileged: security.privileged,
         no_new_privileges: security.no_new_privileges,
@@ -234,7 +235,7 @@ fn capabilities(changes: Option<&k8s_openapi::api::core::v1::Capabilities>) -> V
 }
 
 /// Requests and limits in the kernel's units.
-fn resources(container: &Container) -> Resources {
+fn resources(container: &Container, machine_bytes: i64) -> Resources {
     let side = |limits: bool, name: &str| -> Option<i128> {
         let resources = container.resources.as_ref()?;
         let amounts = if limits { resources.limits.as_ref() } else { resources.requests.as_ref() }?;
@@ -249,12 +250,12 @@ fn resources(container: &Container) -> Resources {
         cpu_period_us: Some(100_000),
         memory_bytes: memory,
         pids: None,
-        oom_score_adj: Some(oom_score(container)),
+        oom_score_adj: Some(oom_score(container, machine_bytes)),
     }
 }
 
 /// As documented for the classes of service; a burstable container's falls with its share of memory asked for.
-fn oom_score(container: &Container) -> i32 {
+fn oom_score(container: &Container, machine_bytes: i64) -> i32 {
     let amounts = container.resources.as_ref();
     let get = |limits: bool, name: &str| {
         let amounts = amounts
@@ -270,7 +271,7 @@ fn oom_score(container: &Container) -> i32 {
         None => 1000,
         Some(quantity) => {
             let asked = quantity.as_milli() / 1000;
-            let machine = i128::from(crate::machine::memory_bytes()).max(1);
+            let machine = i128::from(machine_bytes).max(1);
             i32::try_from((1000 - 1000 * asked / machine).clamp(3, 999)).unwrap_or(999)
         }
     }

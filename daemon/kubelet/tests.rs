@@ -1,5 +1,7 @@
 //! The plan of a pod's life, and the small parts that feed it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

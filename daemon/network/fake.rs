@@ -88,6 +88,10 @@ impl Network for FakeNetwork {
         self.state().attachments.clone()
     }
 
+    fn attachment(&self, id: &str) -> Option<Attachment> {
+        self.state().attachments.get(id).cloned()
+    }
+
     async fn apply_services(&self, table: &ServiceTable) -> Result<Changes, Error> {
         let mut state = self.state();
         let replaced = state.applied.is_none();

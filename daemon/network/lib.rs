@@ -43,6 +43,9 @@ pub trait Network: Send + Sync {
     /// Every attachment there is, by id, also those an earlier process made.
     fn attachments(&self) -> BTreeMap<String, Attachment>;
 
+    /// One of them: costs the same however many there are.
+    fn attachment(&self, id: &str) -> Option<Attachment>;
+
     /// Makes the packet rules equal to `table` in one transaction that carries only what changed.
     ///
     /// The first call after the network was opened replaces the rules, whatever was there. Connections that exist keep

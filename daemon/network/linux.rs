@@ -159,6 +159,10 @@ impl Network for LinuxNetwork {
         self.inner.state().attachments.clone()
     }
 
+    fn attachment(&self, id: &str) -> Option<Attachment> {
+        self.inner.state().attachments.get(id).cloned()
+    }
+
     async fn apply_services(&self, table: &ServiceTable) -> Result<Changes, Error> {
         let (inner, table) = (Arc::clone(&self.inner), table.clone());
         run("network-rules", move || inner.rules().apply(table)).await

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a transaction takes effect as a whole or not at all.
 
+mod userdata;
+
 use crate::netlink::{ACK, Batch, CREATE, Socket};
 use std::io;
 
@@ -40,10 +42,11 @@ impl Reg {
 /// A type of value as `nft` shows it; concatenations are packed six bits each.
 #[derive(Clone, Copy)]
 pub(crate) enum Type {
+    /// What `numgen` gives: to `nft` an integer, which only user data tells the width of.
+    Random = 4,
     Address = 7,
     Protocol = 12,
     Port = 13,
-    Mark = 19,
 }
 
 /// What a set's elements look like.
@@ -96,6 +99,9 @@ pub(crate) enum Hook {
 }
 
 /// One expression of a rule. A rule ends early where a lookup or a comparison does not match.
+///
+/// `nft` lists a rule only if each part of a lookup's key was loaded from a packet, its metadata or a generator: it takes
+/// what a map gave for zero bits wide, and release 1.0.6 aborts there.
 pub(crate) enum Expr {
     /// The source or destination address of the packet.
     Source(Reg),
@@ -198,6 +204,7 @@ impl<'a> Transaction<'a> {
                 self.batch.be32(3, MAP);
                 self.batch.be32(6, packed(types));
                 self.batch.be32(7, width(types));
+                self.batch.attr(13, &userdata::of_map(set.key, types));
             }
             Data::Verdict => {
                 self.batch.be32(3, MAP);
@@ -258,13 +265,9 @@ fn packed(types: &[Type]) -> u32 {
     types.iter().fold(0, |packed, kind| packed << 6 | *kind as u32)
 }
 
-/// Each part of a concatenation fills a register; a single value is as wide as it is.
+/// Each part of a concatenation fills a register.
 fn width(types: &[Type]) -> u32 {
-    match types {
-        [Type::Protocol] => 1,
-        [Type::Port] => 2,
-        parts => 4 * u32::try_from(parts.len()).expect("a handful of parts"),
-    }
+    4 * u32::try_from(types.len()).expect("a handful of parts")
 }
 
 fn write_element(batch: &mut Batch, element: &Elem) {

@@ -1,10 +1,10 @@
 //! The instance's one nftables table: its chains, its maps, and how a table of services becomes their elements.
 //!
-//! A new connection to a service is looked up once for the number of its endpoints, which leads to a chain for that
-//! number; there a random index below it leads to the endpoint. So a change costs the elements that changed, however
-//! many services there are.
+//! A new connection to a service is looked up once and led to the chain for the number of its endpoints; there a random
+//! index below it leads to the endpoint. So a change costs the elements that changed, however many services there are.
 //!
 //! Invariant: every change is one transaction; connections never see half of one.
+//! Invariant: the `nft` program lists the table and takes back what it lists, so names are no words of its language.
 //! Invariant: `applied` is what the kernel holds, or nothing when that is not known.
 
 use crate::cidr::Cidr;
@@ -155,16 +155,13 @@ fn failure(layout: &Layout, attempt: &str, source: io::Error) -> Error {
 const SERVICE: &[Type] = &[Type::Address, Type::Protocol, Type::Port];
 const PORT: &[Type] = &[Type::Protocol, Type::Port];
 const TARGET: Data = Data::Values(&[Type::Address, Type::Port]);
-const COUNT: Data = Data::Values(&[Type::Mark]);
 
 /// Every set and map of the table.
-const SETS: [Set; 10] = [
-    Set { name: "services", key: SERVICE, data: COUNT },
-    Set { name: "service-sizes", key: &[Type::Mark], data: Data::Verdict },
-    Set { name: "endpoints", key: &[Type::Address, Type::Protocol, Type::Port, Type::Mark], data: TARGET },
-    Set { name: "ports", key: PORT, data: COUNT },
-    Set { name: "port-sizes", key: &[Type::Mark], data: Data::Verdict },
-    Set { name: "port-endpoints", key: &[Type::Protocol, Type::Port, Type::Mark], data: TARGET },
+const SETS: [Set; 8] = [
+    Set { name: "services", key: SERVICE, data: Data::Verdict },
+    Set { name: "endpoints", key: &[Type::Address, Type::Protocol, Type::Port, Type::Random], data: TARGET },
+    Set { name: "ports", key: PORT, data: Data::Verdict },
+    Set { name: "port-endpoints", key: &[Type::Protocol, Type::Port, Type::Random], data: TARGET },
     Set { name: "refused", key: SERVICE, data: Data::Nothing },
     Set { name: "refused-ports", key: PORT, data: Data::Nothing },
     Set { name: "hairpin", key: &[Type::Address, Type::Address], data: Data::Nothing },
@@ -196,11 +193,11 @@ fn write_translation(transaction: &mut Transaction<'_>) {
     for (chain, hook) in [("prerouting", Hook::Prerouting), ("output", Hook::Output)] {
         transaction.add_base_chain(chain, "nat", hook, -100);
         let mut by_service = service_key();
-        by_service.extend([Expr::Map("services", R0, R3), Expr::VerdictMap("service-sizes", R3)]);
+        by_service.push(Expr::VerdictMap("services", R0));
         transaction.add_rule(chain, &by_service);
         let mut by_port = to_this_machine();
         by_port.extend(port_key());
-        by_port.extend([Expr::Map("ports", R0, R2), Expr::VerdictMap("port-sizes", R2)]);
+        by_port.push(Expr::VerdictMap("ports", R0));
         transaction.add_rule(chain, &by_port);
     }
 }
@@ -246,24 +243,24 @@ fn write_sources(transaction: &mut Transaction<'_>, layout: &Layout) {
 
 /// What nobody answers is refused at once, so that clients need not wait.
 fn write_refusals(transaction: &mut Transaction<'_>, layout: &Layout) {
-    transaction.add_chain("reject");
+    transaction.add_chain("refuse-now");
     let tcp = [Expr::Meta(Meta::L4Proto, R0), Expr::Equal(R0, vec![6]), Expr::RejectWithReset];
-    transaction.add_rule("reject", &tcp);
-    transaction.add_rule("reject", &[Expr::RejectAsUnreachable]);
+    transaction.add_rule("refuse-now", &tcp);
+    transaction.add_rule("refuse-now", &[Expr::RejectAsUnreachable]);
 
     transaction.add_chain("refuse");
     let mut service = service_key();
-    service.extend([Expr::In("refused", R0), Expr::Jump("reject")]);
+    service.extend([Expr::In("refused", R0), Expr::Jump("refuse-now")]);
     transaction.add_rule("refuse", &service);
     let mut port = to_this_machine();
     port.extend(port_key());
-    port.extend([Expr::In("refused-ports", R0), Expr::Jump("reject")]);
+    port.extend([Expr::In("refused-ports", R0), Expr::Jump("refuse-now")]);
     transaction.add_rule("refuse", &port);
     let dns = layout.dns.octets().to_vec();
     transaction.add_rule("refuse", &[Expr::Destination(R0), Expr::Equal(R0, dns), Expr::Return]);
     // Still on its way to a service's address: no service has it.
     let mut unknown = within(Expr::Destination(R0), layout.service_cidr);
-    unknown.push(Expr::Jump("reject"));
+    unknown.push(Expr::Jump("refuse-now"));
     transaction.add_rule("refuse", &unknown);
 
     for (chain, hook) in [("input", Hook::Input), ("forward", Hook::Forward), ("filter-output", Hook::Output)]
@@ -307,22 +304,28 @@ fn write_changes(
 
 /// Adds the chain that picks one of `count` endpoints, if it is not there.
 fn write_size(transaction: &mut Transaction<'_>, sizes: &mut Sizes, front: &Front, count: u32) {
-    let (known, kind, map, mut rule) = match front {
-        Front::Service(_) => (&mut sizes.services, "service", "service-sizes", service_key()),
-        Front::NodePort(..) => (&mut sizes.ports, "port", "port-sizes", port_key()),
+    let (known, mut rule) = match front {
+        Front::Service(_) => (&mut sizes.services, service_key()),
+        Front::NodePort(..) => (&mut sizes.ports, port_key()),
     };
     if !known.insert(count) {
         return;
     }
-    let chain = format!("{kind}-{count}");
     match front {
         Front::Service(_) => rule.extend([Expr::Random(count, R3), Expr::Map("endpoints", R0, R0)]),
         Front::NodePort(..) => rule.extend([Expr::Random(count, R2), Expr::Map("port-endpoints", R0, R0)]),
     }
     rule.push(Expr::Dnat(R0, R1));
+    let chain = size_chain(front, count);
     transaction.add_chain(&chain);
     transaction.add_rule(&chain, &rule);
-    transaction.add_elements(map, &[Elem { key: count.to_ne_bytes().to_vec(), value: Value::Goto(chain) }]);
+}
+
+fn size_chain(front: &Front, count: u32) -> String {
+    match front {
+        Front::Service(_) => format!("service-{count}"),
+        Front::NodePort(..) => format!("port-{count}"),
+    }
 }
 
 /// The set an element belongs to and how it looks there, or nothing if the kernel needs none.
@@ -334,7 +337,7 @@ fn kernel_element(element: &Element, pod_cidr: Cidr) -> Option<(&'static str, El
     let (set, key, value) = match element {
         Element::Count(front, count) => {
             let (set, key) = of_front(front, "services", "ports");
-            (set, key, Value::Bytes(count.to_ne_bytes().to_vec()))
+            (set, key, Value::Goto(size_chain(front, *count)))
         }
         Element::Endpoint(front, index, Endpoint { ip, port }) => {
             let (set, mut key) = of_front(front, "endpoints", "port-endpoints");

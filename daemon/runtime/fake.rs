@@ -287,6 +287,10 @@ impl Runtime for FakeRuntime {
         lock(&self.sandboxes).clone()
     }
 
+    fn sandbox(&self, id: &str) -> Option<SandboxState> {
+        lock(&self.sandboxes).get(id).cloned()
+    }
+
     fn changes(&self) -> broadcast::Receiver<String> {
         self.changes.subscribe()
     }

@@ -79,6 +79,9 @@ pub trait Runtime: Send + Sync {
     /// Every sandbox as last heard of, kept current by the shims' own events.
     fn sandboxes(&self) -> BTreeMap<String, SandboxState>;
 
+    /// One of them: costs the same however many there are.
+    fn sandbox(&self, id: &str) -> Option<SandboxState>;
+
     /// Ids of sandboxes worth another look. `RecvError::Lagged` means: look at all of them.
     fn changes(&self) -> broadcast::Receiver<String>;
 

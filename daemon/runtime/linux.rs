@@ -362,6 +362,10 @@ impl Runtime for LinuxRuntime {
         self.known.lock().iter().map(|(id, entry)| (id.clone(), entry.state.clone())).collect()
     }
 
+    fn sandbox(&self, id: &str) -> Option<SandboxState> {
+        self.known.lock().get(id).map(|entry| entry.state.clone())
+    }
+
     fn changes(&self) -> broadcast::Receiver<String> {
         self.known.changes.subscribe()
     }

@@ -1,6 +1,6 @@
 //! The network on a real kernel, in network namespaces of its own: the machine's is never touched.
 //!
-//! Needs root and `ip`.
+//! Needs root, `ip` and `nft`.
 
 use network::cidr::Range;
 use network::fake::FakeNetwork;
@@ -155,6 +155,31 @@ fn tcp(ip: Ipv4Addr, port: u16) -> ServiceKey {
 
 fn to(attachment: &Attachment) -> Endpoint {
     Endpoint { ip: attachment.ip, port: 8080 }
+}
+
+/// Runs Debian's `nft` where this thread is, and gives what it prints.
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).output().expect("run nft");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "nft {arguments:?}: {} {errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Gets `nft` from Debian's packages if it is not there.
+fn need_nft() {
+    if Command::new("nft").arg("--version").output().is_ok() {
+        return;
+    }
+    for arguments in [&["update", "-q"][..], &["install", "-qy", "--no-install-recommends", "nftables"]] {
+        let output =
+            Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").output();
+        if let Err(error) = output {
+            panic!("nft is missing and apt-get cannot be run ({error}): install the package nftables");
+        }
+    }
+    if let Err(error) = Command::new("nft").arg("--version").output() {
+        panic!("nft is missing and apt-get could not install it ({error}): install the package nftables");
+    }
 }
 
 /// Blocking questions must not run on the runtime's thread while its own thread asks.
@@ -318,6 +343,80 @@ fn what_nobody_answers_is_refused_at_once() {
         assert!(ask_here(service, 80).expect("answered now").starts_with("a "));
         network.remove_all().await.expect("remove all");
     });
+}
+
+#[test]
+fn the_nft_program_lists_the_table_and_takes_back_what_it_lists() {
+    need_nft();
+    let machine = machine();
+    machine.block_on(|| async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let network = open(dir.path(), "aa16").await;
+        let addresses = network.addresses();
+        let name = nft(&["list", "tables"]).trim().rsplit(' ').next().expect("a table").to_owned();
+        assert!(name.contains("aa16"), "{name}");
+        let endpoints = |count: u32| {
+            (1..=count)
+                .map(|i| Endpoint { ip: addresses.pod_cidr.nth(100 + i).expect("room"), port: 8080 })
+                .collect::<Vec<_>>()
+        };
+        let service = |n: u32| addresses.service_cidr.nth(20 + n).expect("room");
+        let mut table = ServiceTable::default();
+        for count in [0, 1, 2, 3, 10] {
+            table.services.insert(tcp(service(count), 80), endpoints(count));
+            let port = 30080 + u16::try_from(count).expect("a small count");
+            table.node_ports.insert((port, Protocol::Tcp), endpoints(count));
+            table.node_ports.insert((port, Protocol::Udp), endpoints(count));
+        }
+        let outside = Endpoint { ip: Ipv4Addr::new(192, 0, 2, 7), port: 53 };
+        let udp = ServiceKey { ip: service(40), port: 53, protocol: Protocol::Udp };
+        table.services.insert(udp, vec![outside]);
+        network.apply_services(&table).await.expect("apply");
+        check_listing(dir.path(), &name, &table);
+
+        // What changes in place must look like what is written at once.
+        table.services.insert(tcp(service(0), 80), endpoints(4));
+        table.services.insert(tcp(service(3), 80), Vec::new());
+        table.node_ports.remove(&(30082, Protocol::Udp));
+        assert!(!network.apply_services(&table).await.expect("apply").replaced);
+        check_listing(dir.path(), &name, &table);
+        network.remove_all().await.expect("remove all");
+        assert_eq!(nft(&["list", "ruleset"]), "");
+    });
+}
+
+/// Expects every front and endpoint in what `nft` lists, and that `nft` would load the listing.
+fn check_listing(dir: &Path, name: &str, table: &ServiceTable) {
+    assert_eq!(nft(&["list", "tables"]).trim(), format!("table ip {name}"));
+    let listing = nft(&["-n", "list", "ruleset"]);
+    assert!(listing.starts_with(&format!("table ip {name} {{")), "{listing}");
+    // `nft` breaks the lines between elements where it likes.
+    let words = listing.split_whitespace().collect::<Vec<_>>().join(" ");
+    let has = |text: String| assert!(words.contains(&text), "{text:?} is not in\n{listing}");
+    let service = |key: &ServiceKey| format!("{} . {} . {}", key.ip, key.protocol.number(), key.port);
+    let services = table.services.iter().map(|(key, all)| ("service", service(key), all));
+    let ports = table
+        .node_ports
+        .iter()
+        .map(|((port, protocol), all)| ("port", format!("{} . {port}", protocol.number()), all));
+    for (kind, front, all) in services.chain(ports) {
+        match all.len() {
+            0 => has(front.clone()),
+            count => has(format!("{front} : goto {kind}-{count}")),
+        }
+        for (index, endpoint) in all.iter().enumerate() {
+            has(format!("{front} . {index} : {} . {}", endpoint.ip, endpoint.port));
+        }
+        if !all.is_empty() {
+            has(format!("numgen random mod {} map @", all.len()));
+        }
+    }
+    let file = dir.join("listing.nft");
+    std::fs::write(&file, format!("flush ruleset\n{listing}")).expect("write");
+    // A word of the language among the names would end this, and so would a type it cannot read.
+    nft(&["--check", "--file", file.to_str().expect("a plain path")]);
+    nft(&["--file", file.to_str().expect("a plain path")]);
+    assert_eq!(nft(&["-n", "list", "ruleset"]), listing);
 }
 
 #[test]

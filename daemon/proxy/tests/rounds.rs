@@ -64,6 +64,10 @@ impl Network for Faulty {
         self.inner.attachments()
     }
 
+    fn attachment(&self, id: &str) -> Option<network::Attachment> {
+        self.inner.attachment(id)
+    }
+
     async fn apply_services(&self, table: &ServiceTable) -> Result<Changes, Error> {
         if self.failures.fetch_sub(1, Ordering::SeqCst) > 1 {
             let source = std::io::Error::other("injected");
