@@ -533,7 +533,7 @@ impl Kubelet {
             self.probed(&uid, &wanted, &outcome, successes, if early { 0 } else { failures });
             let pause = if early { impatience } else { wanted.period };
             failures = if early { 0 } else { failures };
-            impatience *= 2;
+            impatience = (impatience * 2).min(wanted.period);
             tokio::time::sleep(pause).await;
         }
     }
