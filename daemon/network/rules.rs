@@ -1,7 +1,9 @@
 //! The instance's one nftables table: its chains, its maps, and how a table of services becomes their elements.
 //!
 //! A new connection to a service is looked up once and led to the chain for the number of its endpoints; there a random
-//! index below it leads to the endpoint. So a change costs the elements that changed, however many services there are.
+//! index below it leads to the endpoint. So a change costs the elements that changed; where the number of a service's
+//! endpoints is among them, the kernel also checks once where each service leads (0.15 ms for 1,000). A lookup of the
+//! number and one for its chain would spare that check, but the `nft` program aborts on a lookup by what a map gave.
 //!
 //! Invariant: every change is one transaction; connections never see half of one.
 //! Invariant: the `nft` program lists the table and takes back what it lists, so names are no words of its language.

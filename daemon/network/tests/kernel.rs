@@ -348,8 +348,7 @@ fn what_nobody_answers_is_refused_at_once() {
 #[test]
 fn the_nft_program_lists_the_table_and_takes_back_what_it_lists() {
     need_nft();
-    let machine = machine();
-    machine.block_on(|| async {
+    machine().block_on(|| async {
         let dir = tempfile::tempdir().expect("a directory");
         let network = open(dir.path(), "aa16").await;
         let addresses = network.addresses();
@@ -382,6 +381,41 @@ fn the_nft_program_lists_the_table_and_takes_back_what_it_lists() {
         check_listing(dir.path(), &name, &table);
         network.remove_all().await.expect("remove all");
         assert_eq!(nft(&["list", "ruleset"]), "");
+    });
+}
+
+#[test]
+fn a_table_that_another_release_left_is_replaced_and_listed() {
+    need_nft();
+    machine().block_on(|| async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let network = open(dir.path(), "aa17").await;
+        let name = nft(&["list", "tables"]).trim().rsplit(' ').next().expect("a table").to_owned();
+        drop(network);
+        // The names are ours, the types, chains and user data are not.
+        let left = dir.path().join("left.nft");
+        let text = format!(
+            "delete table ip {name}
+            table ip {name} {{
+                map services {{ type ipv4_addr . inet_proto . inet_service : mark; }}
+                map service-sizes {{ type mark : verdict; }}
+                set remote {{ type ipv4_addr; comment \"other user data\"; }}
+                chain prerouting {{ type filter hook input priority 0; ip saddr @remote drop; }}
+            }}"
+        );
+        std::fs::write(&left, text).expect("write");
+        nft(&["--file", left.to_str().expect("a plain path")]);
+
+        let network = open(dir.path(), "aa17").await;
+        assert!(nft(&["list", "ruleset"]).contains("other user data"), "it works until there are services");
+        let mut table = ServiceTable::default();
+        let service = network.addresses().service_cidr.nth(20).expect("room");
+        let endpoint = Endpoint { ip: network.addresses().pod_cidr.nth(100).expect("room"), port: 8080 };
+        table.services.insert(tcp(service, 80), vec![endpoint]);
+        assert!(network.apply_services(&table).await.expect("apply").replaced);
+        assert!(!nft(&["list", "ruleset"]).contains("other user data"));
+        check_listing(dir.path(), &name, &table);
+        network.remove_all().await.expect("remove all");
     });
 }
 
