@@ -15,6 +15,7 @@ use client::{Caches, Clock};
 use gitops::Engine;
 use images::Images;
 use network::Network;
+use network::absent::AbsentNetwork;
 use network::linux::LinuxNetwork;
 use nix::fcntl::{Flock, FlockArg};
 use reconcile::Tasks;
@@ -216,7 +217,9 @@ pub(crate) struct Node {
 
 struct Ground {
     store: Store<Head>,
-    network: Arc<LinuxNetwork>,
+    network: Arc<dyn Network>,
+    /// Why there is no network, if there is none.
+    without_network: Option<String>,
     runtime: Arc<LinuxRuntime>,
     images: Images,
 }
@@ -256,7 +259,13 @@ impl Node {
         });
         // One door and one set of caches for all rooms: a kind is held once, however many look at it.
         let caches = Caches::new(client::door(server.door(User::room("holdfast-node"))), tasks.token());
-        let missing = ground.runtime.isolation().await.missing;
+        let mut missing = ground.runtime.isolation().await.missing;
+        missing.extend(
+            ground
+                .without_network
+                .iter()
+                .map(|why| runtime::Missing { what: "the network of pods".to_owned(), why: why.clone() }),
+        );
         let kubelet = floor_four(&config, &places, &ground, &caches, &tasks, &name, clock).await?;
         server.connect_node(&name, kubelet);
         let engine = Engine::new(gitops::Parts {
@@ -347,18 +356,20 @@ async fn floor_four(
     name: &str,
     clock: Clock,
 ) -> Result<client::NodeDoor, NodeError> {
-    let network: Arc<dyn Network> = Arc::clone(&ground.network) as Arc<dyn Network>;
+    let network = Arc::clone(&ground.network);
     scheduler::start(shared, tasks, clock);
     controllers::start(shared, tasks, clock);
-    proxy::start(shared, tasks, Arc::clone(&network), clock);
-    let addresses = ground.network.addresses();
-    let dns = dns::Config {
-        listen: std::net::SocketAddrV4::new(addresses.dns, 53),
-        domain: "cluster.local".to_owned(),
-        ranges: vec![addresses.pod_cidr, addresses.service_cidr],
-        resolv_conf: PathBuf::from("/etc/resolv.conf"),
-    };
-    dns::start(shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
+    let addresses = network.addresses();
+    if ground.without_network.is_none() {
+        proxy::start(shared, tasks, Arc::clone(&network), clock);
+        let dns = dns::Config {
+            listen: std::net::SocketAddrV4::new(addresses.dns, 53),
+            domain: "cluster.local".to_owned(),
+            ranges: vec![addresses.pod_cidr, addresses.service_cidr],
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+        };
+        dns::start(shared, tasks, clock, dns).await.map_err(room("the DNS server"))?;
+    }
     ingress::start(shared, tasks, clock, &config.ingress, addresses.node.into())
         .await
         .map_err(room("the ingress"))?;
@@ -400,12 +411,37 @@ async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
         tokio::join!(LinuxNetwork::open(network_config(config, places)), open_runtime(config, places));
     let images = images.await.expect("opening the images does not panic")?;
     with_demo_image(&images).await?;
+    let (network, without_network) = match network {
+        Ok(network) => (network as Arc<dyn Network>, None),
+        // Without the rights the node still starts and says so, unless it was told not to.
+        Err(error) if config.node.isolation == Isolation::BestEffort && lacks_rights(&error) => {
+            let why = reconcile::chain(&error);
+            (Arc::new(AbsentNetwork::new(why.clone())) as Arc<dyn Network>, Some(why))
+        }
+        Err(error) => return Err(room("the network")(error)),
+    };
     Ok(Ground {
         store: store.await.expect("opening the store does not panic")?,
-        network: network.map_err(room("the network"))?,
+        network,
+        without_network,
         runtime: runtime?,
         images,
     })
+}
+
+/// Whether the kernel said EPERM or EACCES, and not that something is wrong.
+fn lacks_rights(error: &network::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn network_config(config: &Config, places: &Places) -> network::Config {

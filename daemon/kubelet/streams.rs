@@ -70,7 +70,9 @@ pub(crate) async fn carry(upgrade: hyper::upgrade::OnUpgrade, started: Result<Ex
     let mut exec = match started {
         Ok(exec) => exec,
         Err(error) => {
-            // The client may be gone already: then nobody waits for the answer.
+            // kubectl shows the exit code only; the reason goes where a shell would print it. The client may be gone
+            // already: then nobody waits for the answer.
+            let _ = socket.send(frame(2, format!("{}\n", reconcile::chain(&error)).as_bytes())).await;
             let _ = socket.send(frame(3, not_started(&error).to_string().as_bytes())).await;
             let _ = socket.send(normal_close()).await;
             return;

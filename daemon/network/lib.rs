@@ -4,6 +4,7 @@
 //! Invariant: what the kernel holds is the only record of attachments; the file in `dir` holds the ranges alone.
 //! Invariant: nothing here knows what a pod, a Service or a namespace of Kubernetes is.
 
+pub mod absent;
 pub mod cidr;
 pub mod conformance;
 mod conntrack;
@@ -209,6 +210,12 @@ pub enum Error {
         pod_cidr: Cidr,
         /// Who asked.
         id: String,
+    },
+    /// The machine gives us no network at all.
+    #[error("this machine gives holdfast no network: {why}")]
+    Absent {
+        /// What opening it said.
+        why: String,
     },
     /// A thread could not be started, or ended without an answer.
     #[error("run a thread to {attempt}")]

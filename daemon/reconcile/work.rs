@@ -140,7 +140,8 @@ impl<K: Ord + Clone + std::fmt::Display> State<K> {
                 let failures = self.failures.entry(round.key.clone()).or_default();
                 *failures += 1;
                 // A lost race is the common case and over by the next round; only what stays wrong is worth a line.
-                if *failures > 1 {
+                // The second, fourth, eighth … failure is told, so that what stays wrong does not fill the log.
+                if *failures > 1 && failures.is_power_of_two() {
                     warn!(reconciler = R::NAME, key = %round.key, failures, error, "round failed, will retry");
                 } else {
                     debug!(reconciler = R::NAME, key = %round.key, error, "round failed, will retry");
