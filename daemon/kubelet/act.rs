@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use client::{Cache, Key, Recorder, Weight, is_not_found};
-use images::{Image, Reference};
+use images::{Credentials, Image, Reference};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, ContainerStatus, LifecycleHandler, Pod, PodStatus, Secret,
@@ -210,18 +210,36 @@ impl Kubelet {
         }
         tokio::spawn(async move {
             let outcome = match image.parse::<Reference>() {
-                Ok(reference) => kubelet
-                    .parts
-                    .images
-                    .pull(&reference, None)
-                    .await
-                    .map(|_| ())
-                    .map_err(|error| reconcile::chain(&error)),
-                Err(error) => Err(reconcile::chain(&error)),
+                Ok(reference) => match kubelet.credentials(&uid, &reference) {
+                    Ok(auth) => kubelet.parts.images.pull(&reference, auth).await.map(|_| ()),
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
             };
+            let outcome = outcome.map_err(|error| reconcile::chain(&error));
             let here = kubelet.image(&image).is_some();
             kubelet.pulled(&uid, &image, outcome, tries, here);
         });
+    }
+
+    /// Of the pod's imagePullSecrets, the first that knows the image's registry. A Secret that is missing is passed over,
+    /// as documented.
+    fn credentials(&self, uid: &str, reference: &Reference) -> Result<Option<Credentials>, images::Error> {
+        let Some(pod) = self.pod(uid) else { return Ok(None) };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        for named in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
+            let secret = self.secrets.get(&Key::new(namespace, &named.name));
+            let Some(json) =
+                secret.as_ref().and_then(|secret| secret.data.as_ref()?.get(".dockerconfigjson"))
+            else {
+                continue;
+            };
+            let origin = format!("imagePullSecret {namespace}/{}", named.name);
+            if let Some(found) = Credentials::from_docker_config(&json.0, reference, &origin)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     fn pulled(&self, uid: &str, image: &str, outcome: Result<(), String>, tries: u32, here: bool) {

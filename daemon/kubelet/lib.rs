@@ -15,6 +15,7 @@ mod node;
 mod observe;
 mod plan;
 mod probes;
+mod refuse;
 mod spec;
 mod status;
 mod streams;

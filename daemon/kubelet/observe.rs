@@ -35,11 +35,11 @@ impl Kubelet {
             notes.files_hold = places.hold();
         }
         let files = pod.as_ref().map(|pod| self.files(pod, uid));
-        let mut missing = None;
+        let mut missing = pod.as_ref().and_then(|pod| crate::refuse::refused(pod));
         let mut files_wanted = 0;
         match files {
             Some(Ok(files)) => files_wanted = files.hash(),
-            Some(Err(why)) => missing = Some(why),
+            Some(Err(why)) => missing = missing.or(Some(why)),
             None => {}
         }
         let mut last_words = BTreeMap::new();

@@ -316,3 +316,18 @@ async fn a_log_is_told_from_its_tail_across_rotations() {
         "old\np"
     );
 }
+
+#[test]
+fn what_is_not_served_is_refused_by_its_field() {
+    let check = |extra: Value, wanted: Option<&str>| {
+        let refused = crate::refuse::refused(&pod("Always", extra));
+        assert_eq!(refused.as_deref().and_then(|text| text.split(' ').next()), wanted);
+    };
+    check(json!({}), None);
+    check(json!({ "spec": { "hostPID": true } }), Some("spec.hostPID"));
+    let unmasked = json!([{ "name": "c", "image": "i", "securityContext": { "procMount": "Unmasked" } }]);
+    check(
+        json!({ "spec": { "containers": unmasked } }),
+        Some("spec.containers[0].securityContext.procMount"),
+    );
+}
