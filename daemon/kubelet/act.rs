@@ -2,26 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use client::{Cache, Key, Recorder, Weight, is_not_found};
-use images::{Credentials, Image, Reference};
+use images::{Image, Reference};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, ContainerStatus, LifecycleHandler, Pod, PodStatus, Secret,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerStatus, Pod, PodStatus, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
 use runtime::{Resources, SandboxSpec};
 use serde_json::json;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::Parts;
-use crate::book::{Book, FailedStart, Probed, Pull};
+use crate::book::{Book, FailedStart, Probed};
 use crate::files::{self, Files, Places};
-use crate::hooks;
 use crate::plan::{Step, View};
-use crate::probes::{self, Kind, Wanted};
+use crate::probes::Wanted;
 use crate::spec::{self, Ground};
 
 /// Pulls and starts that fail are tried again after this, doubling up to five minutes.
@@ -30,7 +26,7 @@ const LONGEST_WAIT_SECONDS: i64 = 300;
 /// One probe task and what it was made for.
 pub(crate) struct Probing {
     pub(crate) wanted: Wanted,
-    task: tokio::task::AbortHandle,
+    pub(crate) task: tokio::task::AbortHandle,
 }
 
 /// The kubelet of one node.
@@ -45,7 +41,7 @@ pub(crate) struct Kubelet {
     pub(crate) keys: Mutex<BTreeMap<String, Key>>,
     pub(crate) events: Recorder,
     pub(crate) probing: Mutex<BTreeMap<String, Vec<Probing>>>,
-    http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
     /// As at the start of the daemon; pods made later get the machine's resolvers of then.
     host_resolv_conf: String,
     pub(crate) machine_memory_bytes: i64,
@@ -196,85 +192,6 @@ impl Kubelet {
         written.map_err(|source| Error::Files { attempt: "set up volumes", pod: name(&pod), source })
     }
 
-    /// Starts fetching an image; its end wakes every pod that waits for it.
-    fn pull(self: &Arc<Self>, uid: &str, image: &str, why: &str) {
-        let tries = match self.book.notes(uid).pulls.get(image) {
-            Some(Pull::Failed { tries, .. }) => *tries,
-            _ => 0,
-        };
-        self.book.write(uid, |notes| drop(notes.pulls.insert(image.to_owned(), Pull::Running)));
-        let (kubelet, uid, image) = (Arc::clone(self), uid.to_owned(), image.to_owned());
-        info!(image, why, "pulling image");
-        if let Some(pod) = self.pod(&uid) {
-            self.events.tell(&*pod, Weight::Normal, "Pulling", &format!("Pulling image {image:?}"));
-        }
-        tokio::spawn(async move {
-            let outcome = match image.parse::<Reference>() {
-                Ok(reference) => match kubelet.credentials(&uid, &reference) {
-                    Ok(auth) => kubelet.parts.images.pull(&reference, auth).await.map(|_| ()),
-                    Err(error) => Err(error),
-                },
-                Err(error) => Err(error),
-            };
-            let outcome = outcome.map_err(|error| reconcile::chain(&error));
-            let here = kubelet.image(&image).is_some();
-            kubelet.pulled(&uid, &image, outcome, tries, here);
-        });
-    }
-
-    /// Of the pod's imagePullSecrets, the first that knows the image's registry. A Secret that is missing is passed over,
-    /// as documented.
-    fn credentials(&self, uid: &str, reference: &Reference) -> Result<Option<Credentials>, images::Error> {
-        let Some(pod) = self.pod(uid) else { return Ok(None) };
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        for named in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
-            let secret = self.secrets.get(&Key::new(namespace, &named.name));
-            let Some(json) =
-                secret.as_ref().and_then(|secret| secret.data.as_ref()?.get(".dockerconfigjson"))
-            else {
-                continue;
-            };
-            let origin = format!("imagePullSecret {namespace}/{}", named.name);
-            if let Some(found) = Credentials::from_docker_config(&json.0, reference, &origin)? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    fn pulled(&self, uid: &str, image: &str, outcome: Result<(), String>, tries: u32, here: bool) {
-        let pod = self.pod(uid);
-        match outcome {
-            Ok(()) => {
-                self.book.write(uid, |notes| drop(notes.pulls.insert(image.to_owned(), Pull::Running)));
-                if let Some(pod) = pod {
-                    self.events.tell(
-                        &*pod,
-                        Weight::Normal,
-                        "Pulled",
-                        &format!("Successfully pulled image {image:?}"),
-                    );
-                }
-            }
-            Err(message) => {
-                // With pull policy Always an image that this machine holds is good enough when its registry is away.
-                info!(image, message, here, "image could not be pulled");
-                let again = (self.parts.clock).now() + wait(tries, self.parts.config.crash_backoff_seconds);
-                let failed = Pull::Failed { message: message.clone(), tries: tries + 1, again };
-                self.book.write(uid, |notes| drop(notes.pulls.insert(image.to_owned(), failed)));
-                if let Some(pod) = pod {
-                    self.events.tell(
-                        &*pod,
-                        Weight::Warning,
-                        "Failed",
-                        &format!("Failed to pull image {image:?}: {message}"),
-                    );
-                }
-            }
-        }
-        self.queue.wake(uid.to_owned());
-    }
-
     async fn start(self: &Arc<Self>, uid: &str, container: &str, attempt: u32) -> Result<(), Error> {
         let pod = self.must(uid)?;
         let started = self.try_start(&pod, uid, container, attempt).await;
@@ -359,235 +276,6 @@ impl Kubelet {
             runtime::Error::Start { reason, .. } => ("RunContainerError", reason.clone()),
             other => ("CreateContainerError", reconcile::chain(other)),
         })
-    }
-
-    /// Runs each container's preStop hook, then sends its stop signal. The grace period runs from now, hooks included.
-    fn ask_to_stop(self: &Arc<Self>, uid: &str, containers: Vec<(String, u32)>) {
-        let now = self.parts.clock.now();
-        self.book.write(uid, |notes| notes.asked_to_stop = Some(now));
-        for (container, attempt) in containers {
-            let (kubelet, uid) = (Arc::clone(self), uid.to_owned());
-            tokio::spawn(async move {
-                kubelet.stop_container(&uid, &container, attempt).await;
-            });
-        }
-    }
-
-    /// Never fails: what cannot be asked is killed at the end of its grace period.
-    async fn stop_container(&self, uid: &str, container: &str, attempt: u32) {
-        if let Some(pod) = self.pod(uid) {
-            let message = format!("Stopping container {container}");
-            self.events.tell_of(reference(&pod, container), Weight::Normal, "Killing", &message);
-            let hook = find(&pod, container).and_then(|found| found.lifecycle.as_ref()?.pre_stop.clone());
-            if let Some(hook) = hook {
-                let grace = pod
-                    .metadata
-                    .deletion_grace_period_seconds
-                    .and_then(|grace| u64::try_from(grace).ok())
-                    .unwrap_or(30);
-                let run = self.run_hook(&pod, uid, container, &hook);
-                let outcome = tokio::time::timeout(Duration::from_secs(grace), run).await;
-                if let Ok(Err(why)) = outcome {
-                    self.events.tell_of(
-                        reference(&pod, container),
-                        Weight::Warning,
-                        "FailedPreStopHook",
-                        &why,
-                    );
-                }
-            }
-        }
-        let stop = self.stop_signal(uid, container);
-        if let Err(error) = self.signal(uid, container, attempt, stop).await {
-            debug!(
-                uid,
-                container,
-                error = reconcile::chain(&error),
-                "a container could not be asked to stop"
-            );
-        }
-    }
-
-    /// Runs a lifecycle hook in, or against, a container.
-    async fn run_hook(
-        &self,
-        pod: &Pod,
-        uid: &str,
-        container: &str,
-        hook: &LifecycleHandler,
-    ) -> Result<(), String> {
-        let ip = self.facts(uid).pod_ip;
-        let found = find(pod, container).ok_or_else(|| format!("container {container} is not in the pod"))?;
-        match hooks::check(found, hook, &ip) {
-            hooks::Hook::Sleep(time) => {
-                tokio::time::sleep(time).await;
-                Ok(())
-            }
-            hooks::Hook::Check(check) => {
-                probes::once(&check, container, uid, &*self.parts.runtime, &self.http).await
-            }
-        }
-    }
-
-    /// Runs the postStart hook; when it fails the container is killed, as documented.
-    fn after_start(self: &Arc<Self>, uid: &str, pod: &Arc<Pod>, container: &str, attempt: u32) {
-        let Some(hook) = find(pod, container).and_then(|found| found.lifecycle.as_ref()?.post_start.clone())
-        else {
-            return;
-        };
-        let (kubelet, uid, pod, container) =
-            (Arc::clone(self), uid.to_owned(), Arc::clone(pod), container.to_owned());
-        tokio::spawn(async move {
-            if let Err(why) = kubelet.run_hook(&pod, &uid, &container, &hook).await {
-                kubelet.events.tell_of(
-                    reference(&pod, &container),
-                    Weight::Warning,
-                    "FailedPostStartHook",
-                    &why,
-                );
-                if let Err(error) = kubelet.signal(&uid, &container, attempt, 9).await {
-                    debug!(
-                        uid,
-                        container,
-                        error = reconcile::chain(&error),
-                        "a container could not be killed"
-                    );
-                }
-            }
-        });
-    }
-
-    /// The image's own stop signal, SIGTERM when it names none.
-    fn stop_signal(&self, uid: &str, container: &str) -> i32 {
-        let pod = self.pod(uid);
-        let image = pod
-            .as_ref()
-            .and_then(|pod| find(pod, container)?.image.as_deref().and_then(|image| self.image(image)));
-        let wanted = image.map(|image| image.config.stop_signal.clone()).unwrap_or_default();
-        let named = if wanted.starts_with("SIG") { wanted.clone() } else { format!("SIG{wanted}") };
-        named
-            .parse::<nix::sys::signal::Signal>()
-            .map(|signal| signal as i32)
-            .ok()
-            .or_else(|| wanted.parse().ok())
-            .unwrap_or(15)
-    }
-
-    async fn signal(&self, uid: &str, container: &str, attempt: u32, signal: i32) -> Result<(), Error> {
-        match self.parts.runtime.signal_container(uid, container, attempt, signal).await {
-            Err(runtime::Error::NoSandbox { .. } | runtime::Error::NoContainer { .. }) | Ok(()) => Ok(()),
-            Err(source) => Err(Error::Runtime { attempt: "signal a container", pod: uid.to_owned(), source }),
-        }
-    }
-
-    async fn stop_one_unhealthy(
-        &self,
-        uid: &str,
-        container: &str,
-        attempt: u32,
-        signal: i32,
-    ) -> Result<(), Error> {
-        let why = self
-            .book
-            .notes(uid)
-            .probes
-            .get(container)
-            .and_then(|probed| probed.must_restart.clone())
-            .unwrap_or_default();
-        if signal != 9
-            && let Some(pod) = self.pod(uid)
-        {
-            self.events.tell_of(
-                reference(&pod, container),
-                Weight::Normal,
-                "Killing",
-                &format!("Container {container} {why}, will be restarted"),
-            );
-        }
-        let now = self.parts.clock.now();
-        self.book.write(uid, |notes| {
-            notes.unhealthy.entry(container.to_owned()).or_insert((attempt, now)).0 = attempt
-        });
-        let signal = if signal == 15 { self.stop_signal(uid, container) } else { signal };
-        self.signal(uid, container, attempt, signal).await
-    }
-
-    /// Starts the probes that are wanted and not running, ends the others.
-    fn probe(self: &Arc<Self>, uid: &str, wanted: Vec<Wanted>) {
-        let mut all = lock(&self.probing);
-        let running = all.remove(uid).unwrap_or_default();
-        let (keep, end): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(|probing| wanted.contains(&probing.wanted));
-        end.iter().for_each(|probing| probing.task.abort());
-        let mut keep = keep;
-        for one in wanted
-            .iter()
-            .filter(|one| !keep.iter().any(|probing| probing.wanted == **one))
-            .cloned()
-            .collect::<Vec<_>>()
-        {
-            let task =
-                tokio::spawn(Arc::clone(self).keep_probing(uid.to_owned(), one.clone())).abort_handle();
-            keep.push(Probing { wanted: one, task });
-        }
-        keep.sort_by_key(|probing| wanted.iter().position(|one| *one == probing.wanted));
-        if !keep.is_empty() {
-            all.insert(uid.to_owned(), keep);
-        }
-    }
-
-    async fn keep_probing(self: Arc<Self>, uid: String, wanted: Wanted) {
-        tokio::time::sleep(wanted.initial_delay).await;
-        let (mut successes, mut failures) = (0u32, 0u32);
-        let mut impatience = Duration::from_millis(10);
-        let mut succeeded_once = false;
-        loop {
-            let outcome = probes::make(&wanted, &uid, &*self.parts.runtime, &self.http).await;
-            match &outcome {
-                Ok(()) => (successes, failures, succeeded_once) = (successes + 1, 0, true),
-                Err(_) => (successes, failures) = (0, failures + 1),
-            }
-            let early = !succeeded_once && wanted.kind != Kind::Liveness && impatience < wanted.period;
-            self.probed(&uid, &wanted, &outcome, successes, if early { 0 } else { failures });
-            let pause = if early { impatience } else { wanted.period };
-            failures = if early { 0 } else { failures };
-            impatience = (impatience * 2).min(wanted.period);
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    fn probed(
-        &self,
-        uid: &str,
-        wanted: &Wanted,
-        outcome: &Result<(), String>,
-        successes: u32,
-        failures: u32,
-    ) {
-        let changed = self.book.write(uid, |notes| {
-            let probed = notes.probes.entry(wanted.container.clone()).or_default();
-            if probed.attempt != wanted.attempt {
-                *probed = Probed { attempt: wanted.attempt, ..Probed::default() };
-            }
-            let good = successes >= wanted.success_threshold;
-            let bad = failures >= wanted.failure_threshold;
-            match wanted.kind {
-                Kind::Readiness if good => probed.ready = Some(true),
-                Kind::Readiness if bad => probed.ready = Some(false),
-                Kind::Startup if good => probed.started = true,
-                Kind::Startup | Kind::Liveness if bad => {
-                    probed.must_restart = Some(format!("failed {} probe", wanted.kind.word().to_lowercase()));
-                }
-                _ => {}
-            }
-        });
-        if let (Err(message), true, Some(pod)) = (outcome, failures > 0, self.pod(uid)) {
-            let message = format!("{} probe failed: {message}", wanted.kind.word());
-            self.events.tell_of(reference(&pod, &wanted.container), Weight::Warning, "Unhealthy", &message);
-        }
-        if changed {
-            self.queue.wake(uid.to_owned());
-        }
     }
 
     /// A container that has come to wait for its next start is told of once per wait.
@@ -768,13 +456,13 @@ pub(crate) fn find<'a>(pod: &'a Pod, container: &str) -> Option<&'a Container> {
 }
 
 /// The pod, and in it the container that an event is about.
-fn reference(pod: &Pod, container: &str) -> k8s_openapi::api::core::v1::ObjectReference {
+pub(crate) fn reference(pod: &Pod, container: &str) -> k8s_openapi::api::core::v1::ObjectReference {
     let mut reference = kube::Resource::object_ref(pod, &());
     reference.field_path = Some(format!("spec.containers{{{container}}}"));
     reference
 }
 
-fn wait(tries: u32, first_seconds: u32) -> SignedDuration {
+pub(crate) fn wait(tries: u32, first_seconds: u32) -> SignedDuration {
     let doubled = i64::from(first_seconds).saturating_mul(1i64 << tries.min(20));
     SignedDuration::from_secs(doubled.min(LONGEST_WAIT_SECONDS))
 }

@@ -15,9 +15,12 @@ mod node;
 mod observe;
 mod plan;
 mod probes;
+mod probing;
+mod pulling;
 mod refuse;
 mod spec;
 mod status;
+mod stopping;
 mod streams;
 
 use std::path::PathBuf;
