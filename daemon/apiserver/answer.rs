@@ -59,7 +59,8 @@ async fn respond(inner: &Inner, user: &User, request: Request<Body>) -> Result<R
         Target::Document(_) => Err(ApiError::method_not_allowed()),
         Target::Resource(resource) => {
             let unbounded = user.room
-                || verb == Verb::Watch || matches!(resource.subresource.as_deref(), Some("log" | "exec"));
+                || verb == Verb::Watch
+                || matches!(resource.subresource.as_deref(), Some("log" | "exec"));
             let _permit = match unbounded {
                 true => None,
                 false => Some(inner.in_flight.try_acquire().map_err(|_| {

@@ -27,7 +27,11 @@ impl User {
 
     /// Nobody known.
     pub fn anonymous() -> User {
-        User { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()], room: false }
+        User {
+            name: "system:anonymous".to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+            room: false,
+        }
     }
 }
 

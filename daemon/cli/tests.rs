@@ -127,9 +127,8 @@ Ctrl-C stops the node; its containers keep running. `holdfast down` takes everyt
 #[test]
 fn nothing_hostile_reaches_the_terminal() {
     let hostile = "\u{1b}[2J\u{1b}]0;x\u{7}\r\n\u{202e}\u{9b}1m";
-    let text = document()
-        .to_string()
-        .replace("kubia", serde_json::to_string(hostile).unwrap().trim_matches('"'));
+    let text =
+        document().to_string().replace("kubia", serde_json::to_string(hostile).unwrap().trim_matches('"'));
     let document: Value = serde_json::from_str(&text).unwrap();
     let shown = [
         status::render(&document, INK, Timestamp::UNIX_EPOCH),

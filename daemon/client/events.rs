@@ -57,7 +57,11 @@ impl Recorder {
         let mut hasher = DefaultHasher::new();
         (self.component, &about.uid, &about.field_path, reason, message).hash(&mut hasher);
         let now = Time(self.clock.now());
-        let namespace = about.namespace.clone().filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| "default".to_owned());
+        let namespace = about
+            .namespace
+            .clone()
+            .filter(|namespace| !namespace.is_empty())
+            .unwrap_or_else(|| "default".to_owned());
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(format!("{}.{:016x}", about.name.as_deref().unwrap_or_default(), hasher.finish())),

@@ -25,7 +25,9 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Answers the kubelet's own HTTP paths (`/containerLogs/…`, `/exec/…`) for one node.
-pub type NodeDoor = std::sync::Arc<dyn Fn(Request<Body>) -> futures::future::BoxFuture<'static, Response<Body>> + Send + Sync>;
+pub type NodeDoor = std::sync::Arc<
+    dyn Fn(Request<Body>) -> futures::future::BoxFuture<'static, Response<Body>> + Send + Sync,
+>;
 
 /// A body that holds these bytes.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
