@@ -1,0 +1,23 @@
+//! The whole binary on this machine's kernel, with real kubectl, git and registry.
+//!
+//! Invariant: every test has nodes of its own (data directory, ports, names), so tests run side by side.
+//! Invariant: nothing sleeps for a condition; conditions are looked at until they hold, bounded, and then tell why not.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+
+mod adopt;
+mod bad_input;
+mod demo;
+mod down;
+mod drift;
+mod git;
+mod idle;
+mod image;
+mod images;
+mod kubectl;
+mod limits;
+mod machine;
+mod node;
+mod rollout;
+mod saves;
+mod start;
