@@ -191,7 +191,8 @@ fn every_crate_keeps_the_lints_of_the_house() {
         let lints = manifest.get("lints").and_then(Value::as_table).cloned().unwrap_or_default();
         let inherits = lints.get("workspace").and_then(Value::as_bool) == Some(true);
         let may_be_unsafe = UNSAFE_ROOMS.contains(&name(&manifest));
-        if !inherits && !(may_be_unsafe && lints.contains_key("rust")) {
+        let own = may_be_unsafe && lints.contains_key("rust");
+        if !(inherits || own) {
             defects.push(format!("{path} has no `[lints] workspace = true`"));
         }
     }

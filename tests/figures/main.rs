@@ -53,6 +53,9 @@ impl Figure {
     }
 }
 
+/// A name on the command line, and what it measures.
+type Group = (&'static str, fn() -> Vec<Figure>);
+
 /// The middle one; of an even number the lower.
 fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();
@@ -69,7 +72,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let json = words.iter().any(|word| word == "--json");
     let wanted = words.iter().find(|word| !word.starts_with("--"));
-    let groups: [(&str, fn() -> Vec<Figure>); 4] =
+    let groups: [Group; 4] =
         [("start", start::measure), ("pods", pods::measure), ("idle", idle::measure), ("api", api::measure)];
     let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
     if let Some(unknown) = wanted.filter(|wanted| !names.contains(&wanted.as_str())) {

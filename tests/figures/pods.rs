@@ -96,9 +96,10 @@ async fn edits(node: &Node) -> Vec<f64> {
         .await;
     let mut runs = Vec::new();
     for value in 1..=9 {
+        let wanted = Value::from(value.to_string());
         let begin = Instant::now();
         node.save("edited.yaml", &config_map(value));
-        while watch.next().await["object"]["data"]["value"] != value.to_string() {}
+        while watch.next().await["object"]["data"]["value"] != wanted {}
         runs.push(millis(begin.elapsed()));
     }
     runs

@@ -67,7 +67,20 @@ pub(crate) fn layer(files: Vec<File<'_>>) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// The busybox of this machine, statically linked, with a shell and what the tests run.
+/// A program of this machine with the libraries it is linked with, at the places where it looks for them.
+fn with_libraries(program: &str) -> Vec<(String, Vec<u8>)> {
+    let listed = run("ldd", &[program]);
+    let libraries = listed.out.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned);
+    let paths = std::iter::once(program.to_owned()).chain(libraries);
+    let read = |path: String| {
+        let content = fs::read(&path).unwrap_or_else(|error| panic!("read {path}: {error}"));
+        (path.trim_start_matches('/').to_owned(), content)
+    };
+    paths.map(read).collect()
+}
+
+/// The busybox of this machine, statically linked, with a shell and what the tests run; and getent, which resolves
+/// names as programs do (a static program cannot).
 pub(crate) fn busybox(reference: &str) -> Image {
     let program = ["/bin/busybox", "/usr/bin/busybox"].iter().find_map(|path| fs::read(path).ok());
     let program = program.expect("this machine lacks busybox (Debian: busybox-static)");
@@ -78,6 +91,8 @@ pub(crate) fn busybox(reference: &str) -> Image {
     ];
     let paths: Vec<String> = applets.iter().map(|name| format!("bin/{name}")).collect();
     let mut first = vec![File::Plain("bin/busybox", 0o755, program)];
+    let resolver = with_libraries("/usr/bin/getent");
+    first.extend(resolver.iter().map(|(path, content)| File::Plain(path, 0o755, content.clone())));
     first.extend(paths.iter().map(|path| File::Link(path, "busybox")));
     let second = vec![File::Plain("etc/origin", 0o644, b"made by a test\n".to_vec())];
     Image::new(reference, vec![layer(first), layer(second)], json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}))
