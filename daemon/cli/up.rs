@@ -11,7 +11,9 @@ use futures::{Stream, StreamExt};
 use serde_json::Value;
 
 use super::ink::{Cell, Ink, Tone};
-use super::status::{applications, conclusion, defect, header, is_ready, is_well, list, text, title, why};
+use super::status::{
+    applications, conclusion, defect, header, is_ready, is_well, list, place, text, title, why,
+};
 
 /// When nothing has moved for this long, the table ends and says what is still missing.
 const STILL: Duration = Duration::from_secs(20);
@@ -102,11 +104,15 @@ impl Screen {
             for object in list(&status["objects"]) {
                 let reason = why(object);
                 let reason = if reason.is_empty() { reason } else { format!("  {reason}") };
+                // Where to mend it, for what does not mend itself.
+                let broken = matches!(object["health"]["code"].as_str(), Some("Degraded" | "Unknown"));
+                let from = place(object);
+                let from = if broken && !from.is_empty() { format!("  ({from})") } else { String::new() };
                 let (sync, health) = (text(&object["sync"]), text(&object["health"]["code"]));
                 // In sync is the usual case and needs no word.
                 let sync =
                     if sync == "Synced" { String::new() } else { format!("{}  ", self.ink.state(&sync)) };
-                now.insert(title(object), format!("{sync}{}{reason}", self.ink.state(&health)));
+                now.insert(title(object), format!("{sync}{}{reason}{from}", self.ink.state(&health)));
             }
             for found in list(&status["defects"]) {
                 now.insert(format!("!{}", defect(found, self.ink)), String::new());
