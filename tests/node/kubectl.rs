@@ -252,7 +252,7 @@ fn exec_gives_streams_codes_and_a_terminal() {
     // A terminal of a known size, as `script` gives it.
     let config = node.path("kubeconfig");
     let line = format!(
-        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it waiter -- sh -c 'tty; stty size'",
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it waiter -- sh -c 'tty; for n in $(seq 50); do stty size 2>&1 && break; sleep 0.1; done'",
         config.display()
     );
     let mut command = Command::new("script");
@@ -260,9 +260,8 @@ fn exec_gives_streams_codes_and_a_terminal() {
     let output = command.output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     assert!(shown.contains("/dev/pts/") || shown.contains("/dev/console"), "{shown}");
-    until("the terminal has the size of ours", 10, || {
-        if shown.contains("33 77") { Ok(()) } else { Err(shown.clone()) }
-    });
+    // The size is told beside the start, as everywhere in Kubernetes.
+    assert!(shown.contains("33 77"), "the terminal has the size of ours: {shown}");
     let said = node.try_kubectl(&["exec", "absent", "--", "true"]);
     assert!(said.code != 0 && said.all().contains("pods \"absent\" not found"), "{}", said.all());
 }

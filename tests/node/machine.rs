@@ -108,7 +108,7 @@ pub(crate) fn traces(instance: &str, data: &Path) -> BTreeSet<String> {
     for entry in fs::read_dir("/run/holdfast").into_iter().flatten().flatten() {
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         if text.contains(instance) {
-            found.insert(format!("claim in {}: {text}", entry.path().display()));
+            found.insert(format!("claim in {}", entry.path().display()));
         }
     }
     for line in fs::read_to_string("/proc/net/unix").unwrap().lines().filter(|line| line.contains(&data)) {
