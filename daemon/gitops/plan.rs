@@ -479,6 +479,7 @@ fn open(objects: &[ObjectStatus]) -> (&'static str, String) {
     let (apply, prune, all) = (count("OutOfSync"), count("Pruning"), objects.len());
     let held = objects.iter().find(|object| object.message.starts_with("not pruned"));
     match (apply, prune, held) {
+        (0, 0, None) if all == 1 => ("Synced", "1 object as the files say".to_owned()),
         (0, 0, _) => ("Synced", format!("{all} objects as the files say")),
         (_, _, Some(held)) => ("OutOfSync", format!("{} {}: {}", held.kind, held.name, held.message)),
         (apply, 0, _) => ("OutOfSync", format!("{apply} of {all} objects to apply")),

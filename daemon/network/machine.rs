@@ -255,14 +255,19 @@ fn read_ranges(path: &Path) -> Result<Option<Ranges>, Error> {
 }
 
 /// Writes the file whole or not at all.
+/// Replaces the file whole, or leaves it alone when it says the same already: idle writes nothing.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let written = || {
+        let bytes = serde_json::to_vec(value)?;
+        if fs::read(path).is_ok_and(|known| known == bytes) {
+            return Ok(());
+        }
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
         let beside = path.with_extension("json.new");
         let mut file = File::create(&beside)?;
-        file.write_all(&serde_json::to_vec(value)?)?;
+        file.write_all(&bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)
     };
