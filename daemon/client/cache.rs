@@ -1,5 +1,6 @@
 //! One shared, always current copy per kind, and who is told when an object of it changes.
 //!
+//! Invariant: objects are whole but for `metadata.managedFields`.
 //! Invariant: listeners are called after the copy holds the change, so that whoever they wake sees it.
 
 use std::any::{Any, TypeId};
@@ -264,10 +265,10 @@ async fn keep_current<K: Resource + Send + Sync + 'static>(
         match event {
             Some(Ok(Event::Init)) => listed.clear(),
             Some(Ok(Event::InitApply(object))) => {
-                listed.insert(key_of(&object), Arc::new(object));
+                listed.insert(key_of(&object), lean(object));
             }
             Some(Ok(Event::InitDone)) => cache.replace(std::mem::take(&mut listed)),
-            Some(Ok(Event::Apply(object))) => cache.put(key_of(&object), Arc::new(object)),
+            Some(Ok(Event::Apply(object))) => cache.put(key_of(&object), lean(object)),
             Some(Ok(Event::Delete(object))) => cache.remove(&key_of(&object)),
             Some(Err(error)) => {
                 // A watch that ended with 410 or with the connection starts again by itself.
@@ -276,4 +277,10 @@ async fn keep_current<K: Resource + Send + Sync + 'static>(
             None => return,
         }
     }
+}
+
+/// Without the account of field owners, which no room reads and which is the larger half of a small object.
+fn lean<K: Resource>(mut object: K) -> Arc<K> {
+    object.meta_mut().managed_fields = None;
+    Arc::new(object)
 }

@@ -256,8 +256,13 @@ fn exec_gives_streams_codes_and_a_terminal() {
         config.display()
     );
     let mut command = Command::new("script");
-    command.args(["-qefc", &line, "/dev/null"]).env("HOME", node.path("home")).stdin(Stdio::null());
-    let output = command.output().unwrap();
+    command.args(["-qefc", &line, "/dev/null"]).env("HOME", node.path("home"));
+    let mut running =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Held open to the end: at the end of its input `script` ends the terminal, whatever still runs in it.
+    let input = running.stdin.take();
+    let output = running.wait_with_output().unwrap();
+    drop(input);
     let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     assert!(shown.contains("/dev/pts/") || shown.contains("/dev/console"), "{shown}");
     // The size is told beside the start, as everywhere in Kubernetes.
