@@ -252,21 +252,23 @@ fn exec_gives_streams_codes_and_a_terminal() {
     // A terminal of a known size, as `script` gives it.
     let config = node.path("kubeconfig");
     let line = format!(
-        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it waiter -- sh -c 'tty; for n in $(seq 50); do stty size 2>&1 && break; sleep 0.1; done'",
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it waiter -- sh -c 'tty; for n in $(seq 50); do stty size && break; sleep 0.1; done; sleep 1'",
         config.display()
     );
-    let mut command = Command::new("script");
-    command.args(["-qefc", &line, "/dev/null"]).env("HOME", node.path("home"));
-    let mut running =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Held open to the end: at the end of its input `script` ends the terminal, whatever still runs in it.
-    let input = running.stdin.take();
-    let output = running.wait_with_output().unwrap();
-    drop(input);
-    let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    assert!(shown.contains("/dev/pts/") || shown.contains("/dev/console"), "{shown}");
     // The size is told beside the start, as everywhere in Kubernetes.
-    assert!(shown.contains("33 77"), "the terminal has the size of ours: {shown}");
+    until("the terminal has the size of ours", PATIENCE, || {
+        let mut command = Command::new("script");
+        command.args(["-qefc", &line, "/dev/null"]).env("HOME", node.path("home"));
+        let streams = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = streams.spawn().unwrap();
+        // Held open to the end: at the end of its input `script` ends the terminal, whatever still runs in it.
+        let input = running.stdin.take();
+        let output = running.wait_with_output().unwrap();
+        drop(input);
+        let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        let terminal = shown.contains("/dev/pts/") || shown.contains("/dev/console");
+        if terminal && shown.contains("33 77") { Ok(()) } else { Err(shown) }
+    });
     let said = node.try_kubectl(&["exec", "absent", "--", "true"]);
     assert!(said.code != 0 && said.all().contains("pods \"absent\" not found"), "{}", said.all());
 }
