@@ -18,6 +18,7 @@ mod probes;
 mod probing;
 mod pulling;
 mod refuse;
+mod security;
 mod spec;
 mod status;
 mod stopping;
