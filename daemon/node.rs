@@ -251,6 +251,7 @@ impl Node {
             .await
             .map_err(room("the API server"))?;
         let tasks = Tasks::new();
+        let root_ca: Arc<str> = pki.ca.as_str().into();
         let https = server.clone();
         tasks.spawn("api", move |stop| async move {
             if let Err(error) = https.serve(api_listener, &pki, stop).await {
@@ -266,6 +267,8 @@ impl Node {
                 .iter()
                 .map(|why| runtime::Missing { what: "the network of pods".to_owned(), why: why.clone() }),
         );
+        let cluster = controllers::cluster::Parts { caches: caches.clone(), clock, root_ca };
+        controllers::cluster::start(&cluster, &tasks);
         let kubelet = floor_four(&config, &places, &ground, &caches, &tasks, &name, clock).await?;
         server.connect_node(&name, kubelet);
         let engine = Engine::new(gitops::Parts {

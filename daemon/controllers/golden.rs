@@ -9,7 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use reconcile::Plan;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use crate::garbage::{self, Node, Owner};
 use crate::owned::Unseen;
 use crate::pods::{controller, name, uid};
 use crate::step::{Note, Part, Place, Step, seconds};
-use crate::{deployment, endpointslice, job, namespace, replicaset};
+use crate::{deployment, endpointslice, job, namespace, replicaset, serviceaccount};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -225,5 +225,19 @@ fn a_namespace_goes_when_it_is_empty() {
         let namespace: Option<Arc<Namespace>> = case.one("Namespace");
         let rest = case.objects.iter().filter(|object| object["kind"] != "Namespace");
         namespace::plan(&namespace::View { namespace, content: rest.map(node).collect() }, case.now)
+    });
+}
+
+#[test]
+fn every_namespace_has_an_account_and_the_certificate() {
+    check_all("serviceaccount", |case| {
+        let root_ca: Option<Arc<ConfigMap>> = case.one("ConfigMap");
+        let view = serviceaccount::View {
+            namespace: case.one("Namespace"),
+            account: case.objects.iter().any(|object| object["kind"] == "ServiceAccount"),
+            root_ca: root_ca.map(Arc::unwrap_or_clone),
+            certificate: "the certificate".into(),
+        };
+        serviceaccount::plan(&view, case.now)
     });
 }

@@ -3,6 +3,7 @@
 //! Invariant: a controller knows the door and the caches, never the store, the node or another controller.
 //! Invariant: every controller is a `reconcile::Reconciler`; what it decides is a pure function of what it saw.
 
+pub mod cluster;
 mod deployment;
 mod endpointslice;
 mod garbage;
@@ -12,6 +13,7 @@ mod namespace;
 mod owned;
 mod pods;
 mod replicaset;
+mod serviceaccount;
 mod step;
 mod wakes;
 

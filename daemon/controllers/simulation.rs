@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 
+mod cluster;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use crate::pods;
 
 const HARD: Faults = Faults { refuse_every: 7, lose_every: 5 };
+/// What the API server is known by.
+const CERTIFICATE: &str = "a certificate";
 const NONE: Faults = Faults { refuse_every: 0, lose_every: 0 };
 /// Everything here is done in well under a second; a test that needs this long does not converge.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -71,6 +75,8 @@ impl World {
         let door = Faulty::new(self.server.door(User::room("controllers")), self.faults);
         let caches = Caches::new(client::door(door), self.stop.clone());
         crate::start(&caches, &self.tasks, self.clock);
+        let parts = crate::cluster::Parts { caches, clock: self.clock, root_ca: CERTIFICATE.into() };
+        crate::cluster::start(&parts, &self.tasks);
     }
 
     fn api<K>(&self, namespace: &str) -> Api<K>

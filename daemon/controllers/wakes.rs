@@ -134,7 +134,8 @@ impl Kinds {
     }
 }
 
-fn spawn<R: Reconciler>(
+/// Runs a controller once every cache it reads has its first list.
+pub(crate) fn spawn<R: Reconciler>(
     tasks: &Tasks,
     clock: Clock,
     queue: &Queue<R::Key>,
@@ -160,7 +161,8 @@ fn spawn<R: Reconciler>(
     });
 }
 
-fn resource(kind: &Kind) -> ApiResource {
+/// How a kind of the table is asked for.
+pub(crate) fn resource(kind: &Kind) -> ApiResource {
     ApiResource {
         group: kind.group.clone(),
         version: kind.version.clone(),
@@ -187,7 +189,8 @@ fn follow<K: Resource + Send + Sync + 'static>(
     });
 }
 
-fn wake_itself<K: Resource + Send + Sync + 'static>(cache: &Cache<K>, queue: &Queue<Key>) {
+/// A change of an object wakes its own key.
+pub(crate) fn wake_itself<K: Resource + Send + Sync + 'static>(cache: &Cache<K>, queue: &Queue<Key>) {
     let queue = queue.clone();
     cache.listen(move |object| queue.wake(key_of(&**object)));
 }
