@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::node::{Node, PATIENCE, request, same, stays, until};
 
-struct Repository {
-    bare: PathBuf,
-    work: PathBuf,
+pub(crate) struct Repository {
+    pub(crate) bare: PathBuf,
+    pub(crate) work: PathBuf,
 }
 
 fn git(dir: &Path, args: &[&str]) -> String {
@@ -28,7 +28,7 @@ fn git(dir: &Path, args: &[&str]) -> String {
 }
 
 impl Repository {
-    fn new(node: &Node) -> Repository {
+    pub(crate) fn new(node: &Node) -> Repository {
         let (bare, work) = (node.path("apps.git"), node.path("work"));
         fs::create_dir_all(&bare).unwrap();
         git(&bare, &["init", "-q", "--bare", "-b", "main"]);
@@ -39,7 +39,7 @@ impl Repository {
     }
 
     /// Commits files (None deletes) and pushes; the commit.
-    fn push(&self, message: &str, files: &[(&str, Option<&str>)]) -> String {
+    pub(crate) fn push(&self, message: &str, files: &[(&str, Option<&str>)]) -> String {
         for (name, text) in files {
             let path = self.work.join(name);
             match text {
@@ -57,15 +57,15 @@ impl Repository {
     }
 }
 
-fn follow(node: &Node, url: &str, rest: &str) {
+pub(crate) fn follow(node: &Node, url: &str, rest: &str) {
     node.configure(&format!("[[application]]\nname = \"apps\"\ngit = {url:?}\n{rest}\n"));
 }
 
-fn config_map(name: &str, value: &str) -> String {
+pub(crate) fn config_map(name: &str, value: &str) -> String {
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\ndata:\n  value: \"{value}\"\n")
 }
 
-fn shows(node: &Node, name: &str, wanted: &str) {
+pub(crate) fn shows(node: &Node, name: &str, wanted: &str) {
     until(&format!("ConfigMap {name} is {wanted}"), PATIENCE, || {
         let found = node.find("configmap", name).ok_or("there is none")?;
         same(found["data"]["value"].as_str(), Some(wanted))

@@ -11,6 +11,7 @@ mod demo;
 mod down;
 mod drift;
 mod git;
+mod git_remote;
 mod idle;
 mod image;
 mod images;

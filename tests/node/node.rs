@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) web: u16,
     /// A node port that no other test uses.
     pub(crate) node_port: u16,
+    /// What the daemon finds in its environment beside the tests' own.
+    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -199,7 +201,14 @@ impl Node {
 
     fn in_dir(dir: TempDir) -> Node {
         needs();
-        let node = Node { dir, api: free_port(), web: free_port(), node_port: free_node_port(), child: None };
+        let node = Node {
+            dir,
+            api: free_port(),
+            web: free_port(),
+            node_port: free_node_port(),
+            env: Vec::new(),
+            child: None,
+        };
         fs::create_dir_all(node.manifests()).unwrap();
         fs::create_dir_all(node.path("home")).unwrap();
         let manifests = node.manifests();
@@ -276,6 +285,11 @@ impl Node {
         i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
     }
 
+    /// Sets a variable in the daemon's environment, from its next start on.
+    pub(crate) fn env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the daemon, without waiting for anything.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "the node runs already");
@@ -283,7 +297,7 @@ impl Node {
         // Killed with the thread that runs the test: a test that is broken off leaves no daemon.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", HOLDFAST, "up", "--config"]).arg(self.config());
-        command.current_dir(self.dir.path());
+        command.current_dir(self.dir.path()).envs(self.env.iter().cloned());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }

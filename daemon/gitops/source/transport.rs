@@ -71,8 +71,7 @@ impl Ways {
             let why = format!("it answers with {kind:?}, not with Git's smart protocol; check the address");
             return Err(Error::Protocol { url: shown, why });
         }
-        // The server may have moved the repository; its pack is to be had at the new address.
-        let base = answer.url().as_str().split("/info/refs").next().unwrap_or(url).to_owned();
+        let base = moved(url, answer.url());
         let mut reader = AdvertisementReader::default();
         let mut body = answer.bytes_stream();
         let mut got = 0;
@@ -244,6 +243,20 @@ impl Connection {
     }
 }
 
+/// Where the pack is to be had: the server may have moved the repository. Credentials follow to the same server only.
+fn moved(asked: &str, answered: &reqwest::Url) -> String {
+    let mut base = answered.clone();
+    base.set_query(None);
+    if let Ok(asked) = reqwest::Url::parse(asked)
+        && asked.origin() == base.origin()
+    {
+        // Both are URLs with a host, so both take a user and a password.
+        let _ = base.set_username(asked.username());
+        let _ = base.set_password(asked.password());
+    }
+    base.as_str().trim_end_matches("/info/refs").to_owned()
+}
+
 async fn give(
     answer: &mut Answer,
     bytes: &[u8],
@@ -277,4 +290,23 @@ fn succeeded(asked: reqwest::Result<reqwest::Response>, shown: &str) -> Result<r
 
 fn unreachable(shown: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Reach { url: shown.to_owned(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_follow_a_moved_repository_on_the_same_server_only() {
+        let asked = "https://me:s3%40cret@example.org/old.git";
+        for (answered, base) in [
+            ("https://example.org/old.git/info/refs?service=x", "https://me:s3%40cret@example.org/old.git"),
+            ("https://example.org/new.git/info/refs?service=x", "https://me:s3%40cret@example.org/new.git"),
+            ("https://example.org:444/old.git/info/refs?service=x", "https://example.org:444/old.git"),
+            ("http://example.org/old.git/info/refs?service=x", "http://example.org/old.git"),
+            ("https://elsewhere.org/old.git/info/refs?service=x", "https://elsewhere.org/old.git"),
+        ] {
+            assert_eq!(moved(asked, &reqwest::Url::parse(answered).expect("a URL")), base);
+        }
+    }
 }
