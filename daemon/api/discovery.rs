@@ -2,8 +2,6 @@
 //!
 //! Invariant: both forms, the old lists and the aggregated one, are made from the same rows and so never differ.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
 
 use crate::kinds::{self, Kind, Subresource};
@@ -126,11 +124,15 @@ fn of_group(name: &str, versions: &[&str]) -> Value {
     json!({ "name": name, "versions": versions, "preferredVersion": versions[0] })
 }
 
-/// Groups with their versions, preferred first: that is the order of the table.
-fn groups() -> BTreeMap<&'static str, Vec<&'static str>> {
-    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+/// Groups with their versions, preferred first, in the order of the table: clients look for a name in that order.
+fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     for kind in kinds::kinds() {
-        let versions = groups.entry(&kind.group).or_default();
+        let at = groups.iter().position(|(name, _)| *name == kind.group).unwrap_or_else(|| {
+            groups.push((&kind.group, Vec::new()));
+            groups.len() - 1
+        });
+        let versions = &mut groups[at].1;
         if !versions.contains(&kind.version.as_str()) {
             versions.push(&kind.version);
         }
@@ -155,21 +157,24 @@ mod tests {
 
     #[test]
     fn the_old_documents_list_groups_resources_and_subresources() {
-        check(&group_list(), "/groups/0/preferredVersion/groupVersion", json!("apps/v1"));
+        check(&group_list(), "/groups/1/preferredVersion/groupVersion", json!("apps/v1"));
+        let scaling = group("autoscaling").expect("served");
+        check(&scaling, "/preferredVersion/version", json!("v2"));
+        check(&scaling, "/versions/1/version", json!("v1"));
         check(&group("batch").expect("served"), "/name", json!("batch"));
         assert_eq!(group("nope"), None);
         assert_eq!(group(""), None);
         let apps = resource_list("apps", "v1").expect("served");
         check(
             &apps,
-            "/resources/0",
+            "/resources/3",
             json!({ "name": "deployments", "singularName": "deployment", "namespaced": true, "kind": "Deployment",
                 "verbs": ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
                 "shortNames": ["deploy"], "categories": ["all"] }),
         );
         check(
             &apps,
-            "/resources/1",
+            "/resources/4",
             json!({ "name": "deployments/scale", "singularName": "", "namespaced": true, "kind": "Scale",
                 "verbs": ["get", "patch", "update"], "group": "autoscaling", "version": "v1" }),
         );
@@ -182,12 +187,13 @@ mod tests {
         check(&core, "/items/0/metadata", json!({}));
         check(
             &groups,
-            "/items/0/versions/0/resources/0/responseKind",
+            "/items/1/versions/0/resources/2/responseKind",
             json!({ "group": "apps", "version": "v1", "kind": "Deployment" }),
         );
         let count = |document: &Value| {
             let items = document["items"].as_array().expect("items").iter();
-            items.map(|item| item["versions"][0]["resources"].as_array().map_or(0, Vec::len)).sum::<usize>()
+            let versions = items.flat_map(|item| item["versions"].as_array().expect("versions"));
+            versions.map(|version| version["resources"].as_array().map_or(0, Vec::len)).sum::<usize>()
         };
         assert_eq!(count(&core) + count(&groups), kinds::kinds().len());
     }

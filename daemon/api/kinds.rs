@@ -39,6 +39,9 @@ pub struct Kind {
     /// Whether the row has a `scale` subresource; set from `subresources`.
     #[serde(skip)]
     pub scale: bool,
+    /// Whether objects are stored in another version; set from the order of rows.
+    #[serde(skip)]
+    view: bool,
     /// The subresources that are served.
     #[serde(default)]
     pub subresources: Vec<Subresource>,
@@ -75,6 +78,26 @@ impl Kind {
         if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
     }
 
+    /// Whether objects are stored in this version. Other rows are views of a stored one.
+    pub fn is_stored(&self) -> bool {
+        !self.view
+    }
+
+    /// The row in whose version objects of this kind are stored.
+    pub fn stored(&self) -> &Kind {
+        if !self.view {
+            return self;
+        }
+        let group = storage_group(&self.group);
+        kinds().iter().find(|row| row.plural == self.plural && row.group == group).unwrap_or(self)
+    }
+
+    /// What does not happen for objects of this kind, because nothing acts on them yet.
+    pub fn unattended(&self) -> Option<&'static str> {
+        let row = UNATTENDED.iter().find(|(group, kind, _)| *kind == self.kind && *group == self.group);
+        row.map(|(.., missing)| *missing)
+    }
+
     /// The subresource of that name, when served.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|sub| sub.name == name)
@@ -84,6 +107,11 @@ impl Kind {
 /// Every served row, core first, then by group.
 pub fn kinds() -> &'static [Kind] {
     &TABLE.served
+}
+
+/// The rows that objects are stored under: each object is of exactly one of them.
+pub fn stored_kinds() -> impl Iterator<Item = &'static Kind> {
+    kinds().iter().filter(|kind| kind.is_stored())
 }
 
 /// The served row behind `/apis/{group}/{version}/{plural}`.
@@ -113,25 +141,99 @@ pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
-/// The rows with behaviour behind them and the subresources served of each, in the order `/apis` lists them.
-const SERVED: &[(&str, &str, &str, &[&str])] = &[
+/// Group, version, plural and subresources.
+type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+/// The rows with behaviour behind them and the subresources served of each, in the order `/apis` lists them. Of several
+/// versions of one resource the first is the one that is stored; see [`crate::convert`].
+const SERVED: &[Row] = &[
     ("", "v1", "configmaps", &[]),
+    ("", "v1", "endpoints", &[]),
     ("", "v1", "events", &[]),
+    ("", "v1", "limitranges", &[]),
     ("", "v1", "namespaces", &["finalize", "status"]),
     ("", "v1", "nodes", &["status"]),
+    ("", "v1", "persistentvolumeclaims", &["status"]),
+    ("", "v1", "persistentvolumes", &["status"]),
     ("", "v1", "pods", &["binding", "exec", "log", "status"]),
+    ("", "v1", "podtemplates", &[]),
+    ("", "v1", "replicationcontrollers", &["scale", "status"]),
+    ("", "v1", "resourcequotas", &["status"]),
     ("", "v1", "secrets", &[]),
     ("", "v1", "serviceaccounts", &[]),
     ("", "v1", "services", &["status"]),
+    ("apiregistration.k8s.io", "v1", "apiservices", &["status"]),
+    ("apps", "v1", "controllerrevisions", &[]),
+    ("apps", "v1", "daemonsets", &["status"]),
     ("apps", "v1", "deployments", &["scale", "status"]),
     ("apps", "v1", "replicasets", &["scale", "status"]),
+    ("apps", "v1", "statefulsets", &["scale", "status"]),
+    ("events.k8s.io", "v1", "events", &[]),
+    ("autoscaling", "v2", "horizontalpodautoscalers", &["status"]),
+    ("autoscaling", "v1", "horizontalpodautoscalers", &["status"]),
+    ("batch", "v1", "cronjobs", &["status"]),
     ("batch", "v1", "jobs", &["status"]),
+    ("certificates.k8s.io", "v1", "certificatesigningrequests", &["approval", "status"]),
     ("networking.k8s.io", "v1", "ingressclasses", &[]),
     ("networking.k8s.io", "v1", "ingresses", &["status"]),
+    ("networking.k8s.io", "v1", "networkpolicies", &[]),
+    ("policy", "v1", "poddisruptionbudgets", &["status"]),
+    ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", &[]),
+    ("rbac.authorization.k8s.io", "v1", "clusterroles", &[]),
+    ("rbac.authorization.k8s.io", "v1", "rolebindings", &[]),
+    ("rbac.authorization.k8s.io", "v1", "roles", &[]),
+    ("storage.k8s.io", "v1", "csidrivers", &[]),
+    ("storage.k8s.io", "v1", "csinodes", &[]),
+    ("storage.k8s.io", "v1", "csistoragecapacities", &[]),
+    ("storage.k8s.io", "v1", "storageclasses", &[]),
+    ("storage.k8s.io", "v1", "volumeattachments", &["status"]),
+    ("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", &[]),
+    ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", &["status"]),
+    ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", &[]),
+    ("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", &[]),
+    ("scheduling.k8s.io", "v1", "priorityclasses", &[]),
     ("coordination.k8s.io", "v1", "leases", &[]),
+    ("node.k8s.io", "v1", "runtimeclasses", &[]),
     ("discovery.k8s.io", "v1", "endpointslices", &[]),
     ("holdfast.dev", "v1", "applications", &["status"]),
 ];
+
+/// Kinds that are stored, listed and watched, but that nothing acts on yet, with what does not happen. Whoever makes it
+/// happen deletes the row.
+const UNATTENDED: &[(&str, &str, &str)] = &[
+    ("", "Endpoints", "traffic follows EndpointSlices only"),
+    ("", "LimitRange", "its limits are not enforced"),
+    ("", "PersistentVolume", "no volume is bound"),
+    ("", "PersistentVolumeClaim", "no volume is bound"),
+    ("", "ReplicationController", "it makes no pods; use a Deployment"),
+    ("", "ResourceQuota", "it is not enforced"),
+    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "no webhook is called"),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "it is not evaluated"),
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),
+    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "no webhook is called"),
+    ("apiregistration.k8s.io", "APIService", "no other API server is asked"),
+    ("apps", "DaemonSet", "it makes no pods"),
+    ("apps", "StatefulSet", "it makes no pods"),
+    ("autoscaling", "HorizontalPodAutoscaler", "nothing is scaled"),
+    ("batch", "CronJob", "it starts no jobs"),
+    ("certificates.k8s.io", "CertificateSigningRequest", "nothing is signed"),
+    ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
+    ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
+    ("policy", "PodDisruptionBudget", "nothing is evicted, so nothing is held back"),
+    ("rbac.authorization.k8s.io", "ClusterRole", "only administrators get in"),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding", "only administrators get in"),
+    ("rbac.authorization.k8s.io", "Role", "only administrators get in"),
+    ("rbac.authorization.k8s.io", "RoleBinding", "only administrators get in"),
+    ("scheduling.k8s.io", "PriorityClass", "pods cannot choose it"),
+    ("storage.k8s.io", "CSIDriver", "no volume is mounted by a driver"),
+    ("storage.k8s.io", "StorageClass", "no volume is made"),
+    ("storage.k8s.io", "VolumeAttachment", "no volume is attached"),
+];
+
+/// The group under which objects are stored: events of both groups are the same objects.
+fn storage_group(group: &str) -> &str {
+    if group == "events.k8s.io" { "" } else { group }
+}
 
 struct Table {
     served: Vec<Kind>,
@@ -152,6 +254,8 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
             row.subresources.retain(|sub| subresources.contains(&sub.name.as_str()));
             row.status = subresources.contains(&"status");
             row.scale = subresources.contains(&"scale");
+            let same = |(g, _, p, _): &&Row| *g == storage_group(group) && *p == plural;
+            row.view = SERVED.iter().find(same).is_some_and(|(g, v, ..)| (*g, *v) != (group, version));
             row
         })
         .collect();
@@ -175,9 +279,25 @@ mod tests {
     }
 
     #[test]
+    fn of_several_versions_one_is_stored() {
+        let row = |api_version, kind| by_kind(api_version, kind).expect("served");
+        assert!(row("autoscaling/v2", "HorizontalPodAutoscaler").is_stored());
+        assert_eq!(row("autoscaling/v1", "HorizontalPodAutoscaler").stored().version, "v2");
+        assert_eq!(row("events.k8s.io/v1", "Event").stored().group, "");
+        assert_eq!(stored_kinds().count(), kinds().len() - 2);
+    }
+
+    #[test]
+    fn every_kind_that_nothing_acts_on_is_a_served_one() {
+        for (group, kind, _) in UNATTENDED {
+            assert!(kinds().iter().any(|row| row.group == *group && row.kind == *kind), "{group} {kind}");
+        }
+    }
+
+    #[test]
     fn a_kind_of_kubernetes_that_is_not_served_is_known_elsewhere() {
         for (api_version, kind, known) in [
-            ("apps/v1", "StatefulSet", true),
+            ("resource.k8s.io/v1", "ResourceClaim", true),
             ("authorization.k8s.io/v1", "SelfSubjectAccessReview", true),
             ("apps/v1", "Deployment", false),
             ("apps/v1", "Deploiment", false),

@@ -4,6 +4,7 @@
 //! Invariant: pure. The same arguments give the same answer; time is an argument.
 //! Invariant: what can be said by the fact tables (`facts/`) is said there and nowhere else.
 
+pub mod convert;
 pub mod discovery;
 pub mod error;
 pub mod health;

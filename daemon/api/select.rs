@@ -197,6 +197,14 @@ impl Fields {
         Ok(Fields { terms })
     }
 
+    /// The same selection in the field names of the version that objects of this kind are stored in.
+    pub fn as_stored(mut self, kind: &Kind) -> Fields {
+        for term in &mut self.terms {
+            term.key = crate::convert::stored_field(kind, &term.key);
+        }
+        self
+    }
+
     /// Whether the values found by `lookup` satisfy every term; a field without a value counts as empty.
     pub fn matches(&self, lookup: impl Fn(&str) -> Option<String>) -> bool {
         self.terms.iter().all(|t| (lookup(&t.key).unwrap_or_default() == t.value) == t.equal)

@@ -164,7 +164,10 @@ async fn write(
         (Verb::Patch, _) => stored(asked.patch(content_type, body).await?),
         (Verb::Delete, None) => {
             let options = delete::Options::asked(asked.query, &body)?;
-            Ok(Answer::Other { status: StatusCode::OK, bytes: delete::one(asked, &options).await? })
+            Ok(match delete::one(asked, &options).await? {
+                delete::Gone::Now(bytes) => Answer::Other { status: StatusCode::OK, bytes },
+                delete::Gone::Later(bytes) => Answer::Object { status: StatusCode::OK, bytes },
+            })
         }
         (Verb::DeleteCollection, None) => {
             let options = delete::Options::asked(asked.query, &body)?;

@@ -45,24 +45,32 @@ impl Options {
     }
 }
 
+/// What became of an object that was deleted.
+pub(crate) enum Gone {
+    /// It is gone; the bytes are a Status.
+    Now(Bytes),
+    /// Something holds it still; the bytes are the stored object.
+    Later(Bytes),
+}
+
 /// DELETE of one object. Answers with the object while it is still going, with a Status when it is gone.
-pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Bytes, ApiError> {
+pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Gone, ApiError> {
     loop {
         let entry = crate::read::entry(asked.inner, asked.resource)?;
-        let old = object::parse(&entry.value);
         let kind = asked.resource.kind;
+        let old = object::parse_as(kind, &entry.value);
         check(asked, options, &old)?;
         let marked = strategy::mark_deleted(kind, &old, options, (asked.inner.now)());
         let expect = Expect::At(entry.modified);
         let outcome = if strategy::nothing_holds(kind, &marked) {
-            asked.remove(&marked, expect).await.map(|_| success(kind, &marked))
+            asked.remove(&marked, expect).await.map(|_| Gone::Now(success(kind, &marked)))
         } else if marked == old {
-            Ok(entry.value.clone())
+            Ok(Gone::Later(entry.value.clone()))
         } else {
-            asked.store_marked(&marked, expect).await
+            asked.store_marked(&marked, expect).await.map(Gone::Later)
         };
         match outcome {
-            Ok(bytes) => return Ok(bytes),
+            Ok(gone) => return Ok(gone),
             Err(Lost::Error(error)) => return Err(error),
             Err(Lost::Race) => tokio::task::yield_now().await,
         }

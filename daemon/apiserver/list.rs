@@ -31,6 +31,7 @@ impl Selection {
         let labels = query.get("labelSelector").map(Labels::parse).transpose();
         let fields = query.get("fieldSelector").map(Fields::parse).transpose();
         let fields = fields.map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let fields = fields.map(|fields| fields.as_stored(resource.kind));
         if let Some(fields) = &fields {
             fields.check(resource.kind).map_err(|error| ApiError::bad_request(error.to_string()))?;
         }

@@ -87,10 +87,10 @@ impl Rendering {
     /// One object in the wanted form. Whole objects are passed on as they are stored.
     pub(crate) fn one(&self, bytes: &Bytes) -> Bytes {
         match self.form {
-            Form::Whole => bytes.clone(),
+            Form::Whole => self.whole(bytes),
             Form::Metadata => partial(bytes).to_string().into(),
             Form::Table => {
-                let object = object::parse(bytes);
+                let object = object::parse_as(self.kind, bytes);
                 let version = json!({ "resourceVersion": object::meta(&object, "resourceVersion") });
                 table::table(self.kind, &[&object], self.now, self.include.choice(), version)
                     .to_string()
@@ -102,6 +102,10 @@ impl Rendering {
     /// A list in the wanted form.
     pub(crate) fn many(&self, items: &[Bytes], metadata: Value) -> Bytes {
         match self.form {
+            Form::Whole if !self.kind.is_stored() => {
+                let items: Vec<Bytes> = items.iter().map(|item| self.whole(item)).collect();
+                self.list(&format!("{}List", self.kind.kind), &self.kind.api_version(), &items, &metadata)
+            }
             Form::Whole => {
                 self.list(&format!("{}List", self.kind.kind), &self.kind.api_version(), items, &metadata)
             }
@@ -110,13 +114,21 @@ impl Rendering {
                 self.list("PartialObjectMetadataList", "meta.k8s.io/v1", &items, &metadata)
             }
             Form::Table => {
-                let objects: Vec<Value> = items.iter().map(|item| object::parse(item)).collect();
+                let objects: Vec<Value> =
+                    items.iter().map(|item| object::parse_as(self.kind, item)).collect();
                 let objects: Vec<&Value> = objects.iter().collect();
                 table::table(self.kind, &objects, self.now, self.include.choice(), metadata)
                     .to_string()
                     .into()
             }
         }
+    }
+
+    fn whole(&self, bytes: &Bytes) -> Bytes {
+        if self.kind.is_stored() {
+            return bytes.clone();
+        }
+        object::parse_as(self.kind, bytes).to_string().into()
     }
 
     fn list(&self, kind: &str, api_version: &str, items: &[Bytes], metadata: &Value) -> Bytes {

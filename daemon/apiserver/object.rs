@@ -41,8 +41,9 @@ impl Head {
     }
 }
 
-/// All objects of a kind, or of a kind in a namespace, lie under one prefix.
+/// All objects of a kind, or of a kind in a namespace, lie under one prefix, whatever the version asked for.
 pub(crate) fn prefix(kind: &Kind, namespace: &str) -> String {
+    let kind = kind.stored();
     let group = if kind.group.is_empty() { "core" } else { &kind.group };
     match namespace {
         "" => format!("/{group}/{}/", kind.plural),
@@ -117,6 +118,11 @@ impl Gap {
         }
         self.text("}");
     }
+}
+
+/// Stored bytes as an object of this kind and version.
+pub(crate) fn parse_as(kind: &Kind, bytes: &[u8]) -> Value {
+    api::convert::from_stored(kind, parse(bytes))
 }
 
 /// Parses stored bytes.

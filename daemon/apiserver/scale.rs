@@ -87,6 +87,11 @@ fn selector_text(selector: &Value) -> String {
     let equal = selector["matchLabels"].as_object().into_iter().flatten();
     let mut parts: Vec<String> =
         equal.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    if !selector["matchLabels"].is_object() && !selector["matchExpressions"].is_array() {
+        // A ReplicationController selects by labels alone.
+        let labels = selector.as_object().into_iter().flatten();
+        parts.extend(labels.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())));
+    }
     for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or_default();
         let values: Vec<&str> =

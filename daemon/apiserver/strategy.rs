@@ -93,6 +93,11 @@ pub(crate) fn keep_what_is_not_written(
             }
             new
         }
+        Some("approval") => {
+            let mut new = old.clone();
+            new["status"]["conditions"] = wanted["status"]["conditions"].clone();
+            new
+        }
         Some("finalize") => {
             let mut new = old.clone();
             new["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();

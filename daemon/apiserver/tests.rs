@@ -16,6 +16,8 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod kinds;
+
 async fn server() -> Server {
     let store = Store::open(Box::new(MemoryDisk::default()), Head::parse, &store::Config::default()).unwrap();
     Server::open(store, &Config::default(), Arc::new(Timestamp::now)).await.unwrap()

@@ -3,6 +3,7 @@
 //! Invariant: whatever the verb, the new object takes the same steps: decode strictly, keep what only the server sets,
 //! default, let the kind's strategy speak, validate, record who owns which field, compare and set.
 
+use api::convert;
 use api::error::ApiError;
 use api::kinds::Kind;
 use api::patch;
@@ -108,6 +109,9 @@ impl Asked<'_> {
             Lost::Error(error) => error,
         })?;
         drop(allocation);
+        if let Some(missing) = kind.unattended() {
+            self.warnings.push(format!("{} is stored, but nothing acts on it yet: {missing}", kind.kind));
+        }
         Ok(Written { value, created: true })
     }
 
@@ -202,7 +206,7 @@ impl Asked<'_> {
         let kind = self.kind();
         for _ in 0..PATCH_TRIES {
             let entry = crate::read::entry(self.inner, self.resource)?;
-            let old = object::parse(&entry.value);
+            let old = object::parse_as(kind, &entry.value);
             let wanted = mutate(&old)?;
             let pinned = !meta(&wanted, "resourceVersion").is_empty();
             if pinned && meta(&wanted, "resourceVersion") != meta(&old, "resourceVersion") {
@@ -343,7 +347,8 @@ impl Asked<'_> {
 
     async fn put(&self, object: &Value, expect: Expect) -> Result<Bytes, Lost> {
         let kind = self.kind();
-        let template = object::template(object);
+        let stored = convert::to_stored(kind, object);
+        let template = object::template(&stored);
         if self.query.dry_run()? {
             let revision = meta(object, "resourceVersion").parse().ok();
             if matches!(expect, Expect::Absent) && crate::read::entry(self.inner, &self.named(object)).is_ok()
@@ -352,19 +357,20 @@ impl Asked<'_> {
             }
             return Ok(match revision {
                 Some(revision) => template.fill(revision),
-                None => object.to_string().into(),
+                None => stored.to_string().into(),
             });
         }
-        let head = Head::of(kind, object);
+        let head = Head::of(kind.stored(), &stored);
         let durability = strategy::durability(kind, self.subresource());
         self.commit(object, expect, Write::Put { value: template, head }, durability).await
     }
 
     /// Removes the object; watchers see it as it last was.
     pub(crate) async fn remove(&self, last: &Value, expect: Expect) -> Result<Bytes, Lost> {
-        let template = object::template(last);
+        let stored = convert::to_stored(self.kind(), last);
+        let template = object::template(&stored);
         if self.query.dry_run()? {
-            return Ok(last.to_string().into());
+            return Ok(stored.to_string().into());
         }
         self.commit(last, expect, Write::Delete { last: template }, strategy::durability(self.kind(), None))
             .await

@@ -62,7 +62,7 @@ impl Reconciler for Namespaces {
             return Ok(View::default());
         }
         let mut content = Vec::new();
-        for kind in api::kinds::kinds().iter().filter(|kind| kind.namespaced && can(kind, "list")) {
+        for kind in api::kinds::stored_kinds().filter(|kind| kind.namespaced && can(kind, "list")) {
             let at = place(kind, Some(key.name.clone()), String::new());
             let request = Request::get(at.collection())
                 .header("accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")

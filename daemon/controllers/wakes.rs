@@ -81,7 +81,7 @@ fn start_of_all_kinds(caches: &Caches, of: &Kinds, tasks: &Tasks, clock: Clock) 
     let (graph, uids, namespaces) = (Arc::<Graph>::default(), Queue::new(), Queue::new());
     let mut synced: Vec<BoxFuture<'static, ()>> = vec![of.synced().boxed()];
     wake_itself(&of.namespaces, &namespaces);
-    for kind in api::kinds::kinds().iter().filter(|kind| can(kind, "watch") && can(kind, "delete")) {
+    for kind in api::kinds::stored_kinds().filter(|kind| can(kind, "watch") && can(kind, "delete")) {
         let wakes = (&uids, &namespaces, &of.namespaces);
         match (kind.group.as_str(), kind.kind.as_str()) {
             // Nobody owns events and events own nobody, and there are many.

@@ -3,6 +3,10 @@
 //! Invariant: what is set is never overridden, and defaulting twice is defaulting once.
 //! Invariant: one function per Kubernetes `SetDefaults_…`, in the same order, on the versioned JSON form.
 
+mod policy;
+mod storage;
+mod workloads;
+
 use serde_json::{Map, Value, json};
 
 use super::{Object, Shape, TypeRef, root};
@@ -25,9 +29,26 @@ pub(super) fn apply(kind: &Kind, object: &mut Value) {
         ("apps", "Deployment") => deployment(map),
         ("apps", "ReplicaSet") => replica_set(map),
         ("batch", "Job") => job(map),
+        ("", "Endpoints") => each(map, "subsets", |subset| each(subset, "ports", protocol)),
+        ("", "LimitRange") => policy::limit_range(map),
+        ("", "PersistentVolume") => storage::volume(map),
+        ("", "PersistentVolumeClaim") => storage::claim(map),
+        ("", "PodTemplate") => template(map),
+        ("", "ReplicationController") => workloads::replication_controller(map),
+        ("apps", "DaemonSet") => workloads::daemon_set(map),
+        ("apps", "StatefulSet") => workloads::stateful_set(map),
+        ("batch", "CronJob") => workloads::cron_job(map),
+        ("autoscaling", "HorizontalPodAutoscaler") => workloads::autoscaler(kind, map),
+        ("admissionregistration.k8s.io", _) => policy::admission(kind, map),
+        ("apiregistration.k8s.io", "APIService") => policy::api_service(map),
+        ("networking.k8s.io", "NetworkPolicy") => policy::network_policy(map),
+        ("rbac.authorization.k8s.io", _) => policy::roles(map),
+        ("scheduling.k8s.io", "PriorityClass") => policy::priority_class(map),
+        ("storage.k8s.io", "CSIDriver") => storage::driver(map),
+        ("storage.k8s.io", "StorageClass") => storage::class(map),
         ("discovery.k8s.io", "EndpointSlice") => each(map, "ports", |port| {
             set(port, "name", || "".into());
-            set(port, "protocol", || "TCP".into());
+            protocol(port);
         }),
         ("networking.k8s.io", "IngressClass") => {
             if let Some(parameters) = child(map, "spec").and_then(|spec| child(spec, "parameters")) {
@@ -48,6 +69,30 @@ fn from_schema(root: &'static Object, map: &mut Fields) {
         }
     }
     schema_object(root, map);
+    if let (Some(field), Some(status)) = (root.field("status"), map.get_mut("status")) {
+        zeros(field.of, status);
+    }
+}
+
+/// Go writes what is no pointer and not `omitempty` even when it is zero, and client libraries count on finding it: the
+/// counts of a status that no controller has touched yet.
+fn zeros(of: TypeRef, value: &mut Value) {
+    match (of.shape(), value) {
+        (Shape::Object(object), Value::Object(map)) => {
+            for field in object.fields.iter() {
+                if let (true, Some(default)) = (field.required, &field.default)
+                    && !default.is_object()
+                {
+                    set(map, field.name, || default.clone());
+                }
+                if let Some(value) = map.get_mut(field.name) {
+                    zeros(field.of, value);
+                }
+            }
+        }
+        (Shape::Array(inner), Value::Array(items)) => items.iter_mut().for_each(|item| zeros(inner, item)),
+        _ => {}
+    }
 }
 
 fn schema_object(of: &'static Object, map: &mut Fields) {
@@ -282,7 +327,7 @@ fn container(container: &mut Fields) {
     set(container, "terminationMessagePath", || "/dev/termination-log".into());
     set(container, "terminationMessagePolicy", || "File".into());
     set(container, "resources", || json!({}));
-    each(container, "ports", |port| set(port, "protocol", || "TCP".into()));
+    each(container, "ports", protocol);
     each(container, "env", |variable| {
         if let Some(field) = child(variable, "valueFrom").and_then(|from| child(from, "fieldRef")) {
             set(field, "apiVersion", || "v1".into());
@@ -356,6 +401,10 @@ fn volume(volume: &mut Fields) {
     if let Some(claim) = child(volume, "ephemeral").and_then(|source| child(source, "volumeClaimTemplate")) {
         set(made(claim, "spec"), "volumeMode", || "Filesystem".into());
     }
+}
+
+fn protocol(port: &mut Fields) {
+    set(port, "protocol", || "TCP".into());
 }
 
 fn downward_item(item: &mut Fields) {

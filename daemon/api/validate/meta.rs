@@ -130,9 +130,11 @@ pub(super) fn selector(selector: &Value, path: &str, found: &mut Found) {
 }
 
 fn name_rules(kind: &Kind, name: &str) -> Vec<String> {
-    match kind.kind.as_str() {
-        "Namespace" => names::label(name),
-        "Service" => names::label_1035(name),
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Namespace") => names::label(name),
+        ("", "Service") => names::label_1035(name),
+        // Names such as `system:controller:job-controller` are the rule there.
+        ("rbac.authorization.k8s.io", _) | ("certificates.k8s.io", _) => names::path_segment(name),
         _ => names::subdomain(name),
     }
 }

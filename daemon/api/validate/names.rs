@@ -22,6 +22,15 @@ pub(super) fn subdomain(text: &str) -> Vec<String> {
     broken
 }
 
+/// `IsValidPathSegmentName`: roles and their bindings.
+pub(super) fn path_segment(text: &str) -> Vec<String> {
+    if matches!(text, "." | "..") {
+        return vec![format!("may not be {text:?}").replace('"', "'")];
+    }
+    let forbidden = ['/', '%'].into_iter().filter(|c| text.contains(*c));
+    forbidden.map(|c| format!("may not contain '{c}'")).collect()
+}
+
 /// `IsDNS1123Label`: namespaces, containers, volumes.
 pub(super) fn label(text: &str) -> Vec<String> {
     let mut broken = longer_than(text, 63);
