@@ -20,12 +20,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use reconcile::{Plan, Reconciler};
-use serde_json::json;
 
 use crate::Error;
+use crate::claims::claims;
 use crate::owned::Owned;
 use crate::pods::{self, controller, uid};
-use crate::step::{self, Note, Step, controlled_by};
+use crate::step::{self, Note, Step};
 
 pub(crate) use sets::Sets;
 
@@ -109,7 +109,7 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         let note = Note::about(&**deployment, now).warns(COMPONENT, "SelectingAll", message);
         return Plan::in_turn(vec![Step::Record(note)]);
     }
-    let claims = claims(deployment, &view.sets);
+    let claims = claims(&**deployment, &spec.selector, &view.sets, |_| true).steps;
     if !claims.is_empty() {
         // What was adopted or let go comes back as a change of the set, and with it the next round.
         return Plan::in_turn(claims);
@@ -163,29 +163,6 @@ fn work(view: &View, deployment: &Deployment, sets: &Sets, now: Timestamp) -> (V
         steps.extend(rollout::cleanup(deployment, sets));
     }
     (steps, collided)
-}
-
-fn claims(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> Vec<Step> {
-    let Some(spec) = deployment.spec.as_ref().filter(|_| deployment.metadata.deletion_timestamp.is_none())
-    else {
-        return Vec::new();
-    };
-    let claim = |set: &Arc<ReplicaSet>| {
-        let owners = set.metadata.owner_references.clone().unwrap_or_default();
-        let selected = pods::selected(&spec.selector, &set.metadata);
-        let owners: Vec<_> = match controller(&set.metadata) {
-            Some(_) if !selected => {
-                owners.into_iter().filter(|owner| owner.uid != uid(&deployment.metadata)).collect()
-            }
-            None if selected && set.metadata.deletion_timestamp.is_none() => {
-                owners.into_iter().chain([controlled_by(deployment)]).collect()
-            }
-            _ => return None,
-        };
-        let owners = if owners.is_empty() { json!(null) } else { json!(owners) };
-        Some(Step::patch(&**set, json!({"metadata": {"ownerReferences": owners}})))
-    };
-    sets.iter().filter_map(claim).collect()
 }
 
 fn recreates(deployment: &Deployment) -> bool {

@@ -6,6 +6,7 @@
 
 mod count;
 mod indexes;
+mod policy;
 mod run;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use client::{Cache, Key};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
@@ -21,6 +22,7 @@ use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
+use crate::claims::held_claims;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{controller, uid};
 use crate::step::{self, Done, Note, Place, Propagation, Step};
@@ -31,13 +33,17 @@ const COMPONENT: &str = "job-controller";
 /// Keeps a pod until it is counted.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// How often the index of a pod had failed before it, where each index has a limit of its own.
+const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+const IGNORED_FAILURES: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 
 /// What is there.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
     /// `None`: gone.
     pub(crate) job: Option<Arc<Job>>,
-    /// The pods that the Job controls.
+    /// The pods that the Job controls, and those of its namespace that nobody controls.
     pub(crate) pods: Vec<Arc<Pod>>,
     /// Pods of an earlier Job of this name, which is gone.
     pub(crate) strays: Vec<Arc<Pod>>,
@@ -63,11 +69,9 @@ impl Jobs {
     }
 
     fn strays(&self, key: &Key, job: Option<&str>) -> Vec<Arc<Pod>> {
-        let stray = |pod: &Arc<Pod>| {
-            let owner = controller(&pod.metadata);
-            owner.is_some_and(|owner| {
-                owner.kind == "Job" && owner.name == key.name && Some(owner.uid.as_str()) != job
-            })
+        let stray = |pod: &Arc<Pod>| match controller(&pod.metadata) {
+            Some(owner) => owner.kind == "Job" && owner.name == key.name && Some(owner.uid.as_str()) != job,
+            None => job.is_none() && job_of_free(pod).is_some_and(|known| known == key.name),
         };
         // Pods of a Job begin with its name, which may have been cut.
         let begin: String = key.name.chars().take(50).collect();
@@ -93,7 +97,7 @@ impl Reconciler for Jobs {
             self.pending.unseen::<Pod>(key, &[], &BTreeSet::new());
             return Ok(View { strays: self.strays(key, None), ..View::default() });
         };
-        let pods = self.pods.controlled(&key.namespace, uid(&job.metadata));
+        let pods = self.pods.by(&key.namespace, uid(&job.metadata));
         let taken = self.pods.names(&key.namespace, &key.name);
         let unseen = self.pending.unseen(key, &pods, &taken);
         let strays = self.strays(key, Some(uid(&job.metadata)));
@@ -113,6 +117,12 @@ impl Reconciler for Jobs {
     }
 }
 
+/// The Job that still holds a pod which nobody controls any more.
+pub(crate) fn job_of_free(pod: &Pod) -> Option<&str> {
+    let free = controller(&pod.metadata).is_none() && count::held(pod);
+    pod.metadata.labels.as_ref().filter(|_| free)?.get(JOB_NAME).map(String::as_str)
+}
+
 /// Counts what ended, decides whether the Job goes on, then lets pods go, ends them or makes them.
 pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     let mut steps: Vec<Step> = view.strays.iter().filter_map(released).collect();
@@ -123,11 +133,24 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     }
     if job.metadata.deletion_timestamp.is_some() {
         // Nothing is counted any more; the pods are collected with the Job.
-        steps.extend(view.pods.iter().filter_map(released));
+        let ours = |pod: &&Arc<Pod>| match controller(&pod.metadata) {
+            Some(owner) => owner.uid == uid(&job.metadata),
+            None => job_of_free(pod).is_some_and(|known| Some(known) == job.metadata.name.as_deref()),
+        };
+        steps.extend(view.pods.iter().filter(ours).filter_map(released));
         return Plan::in_turn(steps);
     }
     if let Some(end) = finished(job) {
         return after_the_end(job, end, steps, now);
+    }
+    let claims = spec
+        .selector
+        .as_ref()
+        .map(|selector| held_claims(&**job, selector, &view.pods, (Some(TRACKING), |_: &Pod| true)));
+    if let Some(claims) = claims.filter(|claims| !claims.steps.is_empty()) {
+        // What changed hands comes back as a change of the pod, and with it the next round.
+        steps.extend(claims.steps);
+        return Plan::in_turn(steps);
     }
     let count = count(view, job);
     let mut status = count.status.clone();
@@ -137,7 +160,7 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     let verdict = verdict(job, &count, &status, now);
     let work = run::work(view, job, &count, verdict.as_ref(), now);
     if let Some(verdict) = &verdict {
-        judge(job, verdict, &count, &mut status, &mut notes, now);
+        judge(job, verdict, &count, (&mut status, &mut notes), now);
     } else if suspended {
         suspend(job, &mut status, &mut notes, now);
     }
@@ -148,7 +171,7 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         steps.push(Step::status(&job));
     }
     // Only what the written status knows may lose its finalizer, so this comes after the status.
-    steps.extend(run::letting_go(view, &count, verdict.as_ref()));
+    steps.extend(run::letting_go(job, &count, verdict.as_ref()));
     steps.extend(work.steps);
     steps.extend(notes.into_iter().map(Step::Record));
     let mut plan = Plan::in_turn(steps);
@@ -163,51 +186,80 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Verdict {
     /// Enough pods have succeeded.
-    Success,
-    /// It cannot succeed: reason and message of the conditions.
-    Failure(String, String),
+    Success(Why),
+    /// It cannot succeed.
+    Failure(Why),
+}
+
+/// What the conditions say of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Why {
+    reason: String,
+    message: String,
+}
+
+impl Why {
+    fn new(reason: &str, message: &str) -> Why {
+        Why { reason: reason.to_owned(), message: message.to_owned() }
+    }
+
+    fn of(known: &JobCondition) -> Why {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        Why { reason: text(&known.reason), message: text(&known.message) }
+    }
 }
 
 fn verdict(job: &Job, count: &Count, status: &JobStatus, now: Timestamp) -> Option<Verdict> {
     let spec = job.spec.as_ref()?;
-    if holds(status, "SuccessCriteriaMet").is_some() {
-        return Some(Verdict::Success);
+    if let Some(known) = holds(status, "SuccessCriteriaMet") {
+        return Some(Verdict::Success(Why::of(known)));
     }
     if let Some(known) = holds(status, "FailureTarget") {
-        let (reason, message) = (known.reason.clone(), known.message.clone());
-        return Some(Verdict::Failure(reason.unwrap_or_default(), message.unwrap_or_default()));
+        return Some(Verdict::Failure(Why::of(known)));
     }
-    let fails = |reason: &str, message: &str| Some(Verdict::Failure(reason.to_owned(), message.to_owned()));
-    if let Some(field) = unsupported(job) {
-        let message = format!("spec.{field} is not supported by this node; remove it from the Job to run it");
-        return fails("Unsupported", &message);
-    }
-    let limit = spec.backoff_limit.unwrap_or(6);
-    let restarts_too_often =
-        count.restarts_in_place && if limit == 0 { count.restarts > 0 } else { count.restarts >= limit };
-    if count.failed > limit || restarts_too_often {
-        return fails("BackoffLimitExceeded", "Job has reached the specified backoff limit");
+    if let Some(why) = failure(spec, count) {
+        return Some(Verdict::Failure(why));
     }
     if spec.suspend != Some(true) && deadline(job, status).is_some_and(|at| at <= now) {
-        return fails("DeadlineExceeded", "Job was active longer than specified deadline");
+        let message = "Job was active longer than specified deadline";
+        return Some(Verdict::Failure(Why::new("DeadlineExceeded", message)));
+    }
+    if let Some(why) = lost_indexes(spec, count) {
+        return Some(Verdict::Failure(why));
+    }
+    if let Some(rule) = policy::success(spec, &count.completed) {
+        return Some(Verdict::Success(Why::new("SuccessPolicy", &rule)));
     }
     let enough = match spec.completions {
         Some(completions) => count.succeeded >= completions,
         None => count.succeeded > 0 && count.active.is_empty() && count.coming == 0,
     };
-    enough.then_some(Verdict::Success)
+    let reached = || Why::new("CompletionsReached", "Reached expected number of succeeded pods");
+    enough.then(|| Verdict::Success(reached()))
 }
 
-/// What a Job may ask for that is not there yet: failing at once is better than running it some other way.
-fn unsupported(job: &Job) -> Option<&'static str> {
-    let spec = job.spec.as_ref()?;
-    let asked = [
-        ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
-        ("maxFailedIndexes", spec.max_failed_indexes.is_some()),
-        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
-        ("successPolicy", spec.success_policy.is_some()),
-    ];
-    asked.into_iter().find(|(_, asked)| *asked).map(|(field, _)| field)
+/// Whether pods failed in a way, or more often, than the Job allows.
+fn failure(spec: &JobSpec, count: &Count) -> Option<Why> {
+    if let Some(message) = &count.fatal {
+        return Some(Why::new("PodFailurePolicy", message));
+    }
+    let limit =
+        spec.backoff_limit.unwrap_or(if spec.backoff_limit_per_index.is_some() { i32::MAX } else { 6 });
+    let restarts_too_often =
+        count.restarts_in_place && if limit == 0 { count.restarts > 0 } else { count.restarts >= limit };
+    (count.failed > limit || restarts_too_often)
+        .then(|| Why::new("BackoffLimitExceeded", "Job has reached the specified backoff limit"))
+}
+
+/// Whether too many indexes have failed for good, or some and nothing else is left to do.
+fn lost_indexes(spec: &JobSpec, count: &Count) -> Option<Why> {
+    let lost = indexes::count(count.lost.as_ref()?);
+    if spec.max_failed_indexes.is_some_and(|most| lost > most) {
+        let message = "Job has exceeded the specified maximal number of failed indexes";
+        return Some(Why::new("MaxFailedIndexesExceeded", message));
+    }
+    let all = lost + indexes::count(&count.completed) >= spec.completions.unwrap_or(0);
+    (lost > 0 && all).then(|| Why::new("FailedIndexes", "Job has failed indexes"))
 }
 
 fn deadline(job: &Job, status: &JobStatus) -> Option<Timestamp> {
@@ -220,40 +272,41 @@ fn judge(
     job: &Job,
     verdict: &Verdict,
     count: &Count,
-    status: &mut JobStatus,
-    notes: &mut Vec<Note>,
+    (status, notes): (&mut JobStatus, &mut Vec<Note>),
     now: Timestamp,
 ) {
-    let (target, end, reason, message) = match verdict {
-        Verdict::Success => (
-            "SuccessCriteriaMet",
-            "Complete",
-            "CompletionsReached",
-            "Reached expected number of succeeded pods",
-        ),
-        Verdict::Failure(reason, message) => ("FailureTarget", "Failed", reason.as_str(), message.as_str()),
+    let (target, end, why) = match verdict {
+        Verdict::Success(why) => ("SuccessCriteriaMet", "Complete", why),
+        Verdict::Failure(why) => ("FailureTarget", "Failed", why),
     };
+    let text = (why.reason.as_str(), why.message.as_str());
     if holds(status, target).is_none() {
-        set(status, target, "True", (reason, message), now);
+        set(status, target, "True", text, now);
     }
     if !count.settled() {
         return;
     }
-    set(status, end, "True", (reason, message), now);
-    let note = Note::about(job, now);
-    notes.push(match verdict {
-        Verdict::Success => {
-            status.completion_time = Some(whole_seconds(now));
-            note.says(COMPONENT, "Completed", "Job completed".to_owned())
-        }
-        Verdict::Failure(reason, message) => note.warns(COMPONENT, known_reason(reason), message.clone()),
-    });
+    set(status, end, "True", text, now);
+    let note = || Note::about(job, now);
+    if let Verdict::Failure(why) = verdict {
+        notes.push(note().warns(COMPONENT, known_reason(&why.reason), why.message.clone()));
+        return;
+    }
+    status.completion_time = Some(whole_seconds(now));
+    let wanted = job.spec.as_ref().and_then(|spec| spec.completions);
+    if wanted.is_some_and(|wanted| status.succeeded.unwrap_or(0) > wanted) {
+        let message = "Too many succeeded pods running after completion count reached".to_owned();
+        notes.push(note().warns(COMPONENT, "TooManySucceededPods", message));
+    }
+    notes.push(note().says(COMPONENT, "Completed", "Job completed".to_owned()));
 }
 
 fn known_reason(reason: &str) -> &'static str {
     match reason {
         "DeadlineExceeded" => "DeadlineExceeded",
-        "Unsupported" => "Unsupported",
+        "PodFailurePolicy" => "PodFailurePolicy",
+        "FailedIndexes" => "FailedIndexes",
+        "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
         _ => "BackoffLimitExceeded",
     }
 }

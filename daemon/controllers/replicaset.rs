@@ -13,9 +13,9 @@ use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use reconcile::{Plan, Reconciler};
-use serde_json::json;
 
 use crate::Error;
+use crate::claims::claims;
 use crate::names::Names;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{self, controller, name, uid};
@@ -99,7 +99,7 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
 
     let mut steps = Vec::new();
     if set.metadata.deletion_timestamp.is_none() {
-        let claims = claims(set, view);
+        let claims = claims(&**set, &spec.selector, &view.pods, pods::active);
         let have = active.len() + view.unseen.coming.len() + claims.adopted;
         steps.extend(claims.steps);
         let want = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
@@ -120,36 +120,6 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         plan.steps.push(Step::status(&set));
     }
     next_available.into_iter().fold(plan, Plan::again_at)
-}
-
-struct Claims {
-    steps: Vec<Step>,
-    adopted: usize,
-}
-
-/// Adopts pods that match and have no controller; lets go of pods that no longer match.
-fn claims(set: &ReplicaSet, view: &View) -> Claims {
-    let mut claims = Claims { steps: Vec::new(), adopted: 0 };
-    let Some(spec) = &set.spec else { return claims };
-    for pod in &view.pods {
-        let owners = pod.metadata.owner_references.clone().unwrap_or_default();
-        let selected = pods::selected(&spec.selector, &pod.metadata);
-        match controller(&pod.metadata) {
-            Some(_) if !selected => {
-                let rest: Vec<_> =
-                    owners.into_iter().filter(|owner| owner.uid != uid(&set.metadata)).collect();
-                let rest = if rest.is_empty() { json!(null) } else { json!(rest) };
-                claims.steps.push(Step::patch(&**pod, json!({"metadata": {"ownerReferences": rest}})));
-            }
-            None if selected && pods::active(pod) => {
-                let all: Vec<_> = owners.into_iter().chain([controlled_by(set)]).collect();
-                claims.adopted += 1;
-                claims.steps.push(Step::patch(&**pod, json!({"metadata": {"ownerReferences": all}})));
-            }
-            _ => {}
-        }
-    }
-    claims
 }
 
 fn births(set: &ReplicaSet, view: &View, count: usize, now: Timestamp) -> Vec<Step> {

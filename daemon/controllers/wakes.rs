@@ -15,6 +15,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::api::ApiResource;
 use reconcile::{Backoff, Queue, Reconciler, Tasks, Work};
@@ -22,9 +23,9 @@ use reconcile::{Backoff, Queue, Reconciler, Tasks, Work};
 use crate::deployment::Deployments;
 use crate::endpointslice::{EndpointSlices, selects, service_of};
 use crate::garbage::{Garbage, Graph};
-use crate::job::Jobs;
+use crate::job::{Jobs, job_of_free};
 use crate::namespace::{Namespaces, can};
-use crate::pods::controller;
+use crate::pods::{controller, selected};
 use crate::replicaset::ReplicaSets;
 
 /// Keys a controller works on at once.
@@ -52,7 +53,9 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
     );
     wake_itself(&of.sets, &sets);
     wake_owner(&of.pods, "ReplicaSet", &sets);
-    wake_adopters(&of.pods, &of.sets, &sets);
+    wake_adopters(&of.pods, &of.sets, &sets, |set, meta| {
+        set.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+    });
 
     let deployments = Queue::new();
     let controller =
@@ -60,12 +63,19 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
     spawn(tasks, clock, &deployments, controller, of.synced());
     wake_itself(&of.deployments, &deployments);
     wake_owner(&of.sets, "Deployment", &deployments);
-    wake_adopting_deployments(&of, &deployments);
+    wake_adopters(&of.sets, &of.deployments, &deployments, |deployment, meta| {
+        deployment.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+    });
 
     let jobs = Queue::new();
     spawn(tasks, clock, &jobs, Jobs::new(client.clone(), of.jobs.clone(), of.pods.clone()), of.synced());
     wake_itself(&of.jobs, &jobs);
     wake_owner(&of.pods, "Job", &jobs);
+    wake_adopters(&of.pods, &of.jobs, &jobs, |job, meta| {
+        let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        selector.is_some_and(|selector| selected(selector, meta))
+    });
+    wake_lost_jobs(&of.pods, &jobs);
 
     let services = Queue::new();
     let controller =
@@ -206,36 +216,36 @@ fn wake_owner<K: Resource + Send + Sync + 'static>(cache: &Cache<K>, kind: &'sta
     });
 }
 
-/// A pod that nobody controls wakes the ReplicaSets that would take it.
-fn wake_adopters(pods: &Cache<Pod>, sets: &Cache<ReplicaSet>, queue: &Queue<Key>) {
-    let (queue, sets) = (queue.clone(), sets.clone());
-    pods.listen(move |pod| {
-        if controller(&pod.metadata).is_some() {
+/// What nobody controls wakes those who would take it.
+fn wake_adopters<K, O>(
+    objects: &Cache<K>,
+    owners: &Cache<O>,
+    queue: &Queue<Key>,
+    takes: impl Fn(&O, &ObjectMeta) -> bool + Send + 'static,
+) where
+    K: Resource + Send + Sync + 'static,
+    O: Send + Sync + 'static,
+{
+    let (queue, owners) = (queue.clone(), owners.clone());
+    objects.listen(move |object| {
+        let meta = object.meta();
+        if controller(meta).is_some() {
             return;
         }
-        for (key, set) in in_namespace(&sets, pod.metadata.namespace.as_deref()) {
-            if set.spec.as_ref().is_some_and(|spec| crate::pods::selected(&spec.selector, &pod.metadata)) {
+        for (key, owner) in in_namespace(&owners, meta.namespace.as_deref()) {
+            if takes(&owner, meta) {
                 queue.wake(key);
             }
         }
     });
 }
 
-/// A ReplicaSet that nobody controls wakes the Deployments that would take it.
-fn wake_adopting_deployments(of: &Kinds, queue: &Queue<Key>) {
-    let (queue, deployments) = (queue.clone(), of.deployments.clone());
-    of.sets.listen(move |set| {
-        if controller(&set.metadata).is_some() {
-            return;
-        }
-        for (key, deployment) in in_namespace(&deployments, set.metadata.namespace.as_deref()) {
-            if deployment
-                .spec
-                .as_ref()
-                .is_some_and(|spec| crate::pods::selected(&spec.selector, &set.metadata))
-            {
-                queue.wake(key);
-            }
+/// A pod that a Job still holds, though it does not control it any more, is let go by that Job's key.
+fn wake_lost_jobs(pods: &Cache<Pod>, queue: &Queue<Key>) {
+    let queue = queue.clone();
+    pods.listen(move |pod| {
+        if let Some(job) = job_of_free(pod) {
+            queue.wake(Key::new(pod.metadata.namespace.clone().unwrap_or_default(), job));
         }
     });
 }
