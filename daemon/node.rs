@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -245,19 +245,30 @@ impl Node {
             prefix: addresses.service_cidr.prefix(),
             dns: addresses.dns,
         };
-        let pki = Pki::open(&places.dir("pki"), std::slice::from_ref(&name), config.api.listen, clock.now())
+        let pod_listener = listen_for_pods(&config, &ground).await?;
+        let names = api_names(&name, &addresses);
+        let pki = Pki::open(&places.dir("pki"), &names, config.api.listen, clock.now())
             .map_err(room("the certificates"))?;
+        api_config.identity = apiserver::Identity {
+            token_key: pki.token_key.clone(),
+            ca: pki.ca.clone(),
+            advertise: Some(SocketAddrV4::new(addresses.gateway, config.api.listen.port()))
+                .filter(|_| ground.without_network.is_none()),
+        };
         let server = Server::open(ground.store.clone(), &api_config, clock.teller())
             .await
             .map_err(room("the API server"))?;
         let tasks = Tasks::new();
         let root_ca: Arc<str> = pki.ca.as_str().into();
-        let https = server.clone();
-        tasks.spawn("api", move |stop| async move {
-            if let Err(error) = https.serve(api_listener, &pki, stop).await {
-                tracing::error!(error = reconcile::chain(&error), "the API is not served");
-            }
-        });
+        for (task, listener) in [("api", Some(api_listener)), ("api-for-pods", pod_listener)] {
+            let Some(listener) = listener else { continue };
+            let (https, pki) = (server.clone(), pki.clone());
+            tasks.spawn(task, move |stop| async move {
+                if let Err(error) = https.serve(listener, &pki, stop).await {
+                    tracing::error!(error = reconcile::chain(&error), "the API is not served");
+                }
+            });
+        }
         // One door and one set of caches for all rooms: a kind is held once, however many look at it.
         let caches = Caches::new(client::door(server.door(User::room("holdfast-node"))), tasks.token());
         let mut missing = ground.runtime.isolation().await.missing;
@@ -485,6 +496,25 @@ async fn listen(
     key: &'static str,
 ) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, what, key, source })
+}
+
+/// Pods reach the API at the network's own address on this machine, unless it is served at every address anyway.
+async fn listen_for_pods(config: &Config, ground: &Ground) -> Result<Option<TcpListener>, NodeError> {
+    let gateway = ground.network.addresses().gateway;
+    let at = config.api.listen;
+    if ground.without_network.is_some() || at.ip().is_unspecified() || at.ip() == gateway {
+        return Ok(None);
+    }
+    listen(SocketAddr::new(gateway.into(), at.port()), "the API for pods", "api.listen").await.map(Some)
+}
+
+/// The names and addresses that the API is reached by.
+fn api_names(name: &str, addresses: &network::Addresses) -> Vec<String> {
+    let first = Ipv4Addr::from_bits(addresses.service_cidr.base().to_bits() + 1);
+    let service = ["", ".default", ".default.svc", ".default.svc.cluster.local"];
+    let service = service.iter().map(|domain| format!("kubernetes{domain}"));
+    let addresses = [first, addresses.gateway, addresses.node].map(|address| address.to_string());
+    std::iter::once(name.to_owned()).chain(service).chain(addresses).collect()
 }
 
 fn name(config: &Config) -> String {

@@ -160,7 +160,7 @@ const SERVED: &[Row] = &[
     ("", "v1", "replicationcontrollers", &["scale", "status"]),
     ("", "v1", "resourcequotas", &["status"]),
     ("", "v1", "secrets", &[]),
-    ("", "v1", "serviceaccounts", &[]),
+    ("", "v1", "serviceaccounts", &["token"]),
     ("", "v1", "services", &["status"]),
     ("apiregistration.k8s.io", "v1", "apiservices", &["status"]),
     ("apps", "v1", "controllerrevisions", &[]),
@@ -195,6 +195,12 @@ const SERVED: &[Row] = &[
     ("coordination.k8s.io", "v1", "leases", &[]),
     ("node.k8s.io", "v1", "runtimeclasses", &[]),
     ("discovery.k8s.io", "v1", "endpointslices", &[]),
+    ("authentication.k8s.io", "v1", "selfsubjectreviews", &[]),
+    ("authentication.k8s.io", "v1", "tokenreviews", &[]),
+    ("authorization.k8s.io", "v1", "localsubjectaccessreviews", &[]),
+    ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", &[]),
+    ("authorization.k8s.io", "v1", "selfsubjectrulesreviews", &[]),
+    ("authorization.k8s.io", "v1", "subjectaccessreviews", &[]),
     ("holdfast.dev", "v1", "applications", &["status"]),
 ];
 
@@ -220,10 +226,6 @@ const UNATTENDED: &[(&str, &str, &str)] = &[
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
     ("policy", "PodDisruptionBudget", "nothing is evicted, so nothing is held back"),
-    ("rbac.authorization.k8s.io", "ClusterRole", "only administrators get in"),
-    ("rbac.authorization.k8s.io", "ClusterRoleBinding", "only administrators get in"),
-    ("rbac.authorization.k8s.io", "Role", "only administrators get in"),
-    ("rbac.authorization.k8s.io", "RoleBinding", "only administrators get in"),
     ("scheduling.k8s.io", "PriorityClass", "pods cannot choose it"),
     ("storage.k8s.io", "CSIDriver", "no volume is mounted by a driver"),
     ("storage.k8s.io", "StorageClass", "no volume is made"),
@@ -298,7 +300,7 @@ mod tests {
     fn a_kind_of_kubernetes_that_is_not_served_is_known_elsewhere() {
         for (api_version, kind, known) in [
             ("resource.k8s.io/v1", "ResourceClaim", true),
-            ("authorization.k8s.io/v1", "SelfSubjectAccessReview", true),
+            ("storage.k8s.io/v1", "VolumeAttributesClass", true),
             ("apps/v1", "Deployment", false),
             ("apps/v1", "Deploiment", false),
         ] {

@@ -2,15 +2,10 @@
 
 use api::error::ApiError;
 use api::kinds::{self, Kind};
-use http::HeaderMap;
 use serde_json::json;
 
-use crate::Inner;
-use crate::auth::User;
 use crate::object::{self, meta};
-use crate::path::Resource;
-use crate::query::Query;
-use crate::write::Asked;
+use crate::{Inner, write};
 
 /// The namespaces that every cluster has from the start.
 const FIRST_NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -39,22 +34,10 @@ fn namespace_kind() -> &'static Kind {
 
 /// Makes the first namespaces where they are missing. Twice is once.
 pub(crate) async fn make_first_namespaces(inner: &Inner) -> Result<(), ApiError> {
-    let user = User::room("apiserver");
-    for name in FIRST_NAMESPACES {
-        let resource =
-            Resource { kind: namespace_kind(), namespace: String::new(), name: None, subresource: None };
-        let mut asked = Asked {
-            inner,
-            user: &user,
-            resource: &resource,
-            query: &Query::default(),
-            headers: &HeaderMap::new(),
-            warnings: Vec::new(),
-        };
-        let named = Resource { name: Some(name.to_owned()), ..resource.clone() };
-        if crate::read::entry(inner, &named).is_err() {
-            asked.create(json!({ "metadata": { "name": name } })).await?;
-        }
-    }
+    let row = namespace_kind();
+    let snapshot = inner.store.snapshot();
+    let missing = FIRST_NAMESPACES.iter().filter(|name| snapshot.get(&object::key(row, "", name)).is_none());
+    let made = missing.map(|name| write::own(inner, row, "", None, json!({ "metadata": { "name": name } })));
+    futures::future::try_join_all(made).await?;
     Ok(())
 }

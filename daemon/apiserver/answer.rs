@@ -15,8 +15,9 @@ use crate::auth::{self, User};
 use crate::negotiate::{Form, IncludeObjectChoice, Rendering};
 use crate::path::{Resource, Target, Verb};
 use crate::query::Query;
+use crate::rbac;
 use crate::write::Asked;
-use crate::{Inner, delete, list, node, read, scale, strategy, watch};
+use crate::{Inner, delete, list, node, read, reviews, scale, strategy, watch};
 
 /// Larger bodies are refused, as Kubernetes refuses them.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -47,14 +48,22 @@ pub(crate) fn refuse(error: &ApiError) -> Response<Body> {
     response
 }
 
-async fn respond(inner: &Inner, user: &User, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+async fn respond(
+    inner: &Inner,
+    user: &Arc<User>,
+    request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    let user = &*match user.room {
+        true => Arc::clone(user),
+        false => auth::authenticate(inner, user, request.headers())?,
+    };
     let target = Target::parse(request.uri().path())?;
     let query = Query::parse(request.uri().query());
     let verb = Verb::of(request.method(), &target, query.flag("watch"))?;
-    auth::authorize(user, verb, &target)?;
+    rbac::check(inner, user, verb, &target, &query)?;
     match target {
         Target::Document(path) if request.method() == Method::GET || request.method() == Method::HEAD => {
-            document(&path, request.headers())
+            document(inner, &path, request.headers())
         }
         Target::Document(_) => Err(ApiError::method_not_allowed()),
         Target::Resource(resource) => {
@@ -111,6 +120,9 @@ async fn on_resource(
             let mut asked =
                 Asked { inner, user, resource, query, headers: &parts.headers, warnings: Vec::new() };
             let answer = write(&mut asked, verb, &content_type, body).await;
+            if answer.is_ok() && resource.kind.kind == "ClusterRole" && resource.kind.group == rbac::GROUP {
+                rbac::bootstrap::write_aggregated(inner).await?;
+            }
             let mut response = match answer? {
                 Answer::Object { status, bytes } => json_response(status, rendering.one(&bytes)),
                 Answer::Other { status, bytes } => json_response(status, bytes),
@@ -155,6 +167,14 @@ async fn write(
     let subresource = asked.resource.subresource.clone();
     match (verb, subresource.as_deref()) {
         (Verb::Create, Some("binding")) => bind(asked, &body).await,
+        (Verb::Create, Some("token")) => {
+            let name = asked.resource.name.as_deref().unwrap_or_default();
+            other(StatusCode::CREATED, auth::request(asked.inner, &asked.resource.namespace, name, body)?)
+        }
+        (Verb::Create, None) if reviews::is_review(asked.resource.kind) => {
+            let body = asked.decoded(body)?;
+            other(StatusCode::CREATED, reviews::answer(asked.inner, asked.user, asked.resource, body)?)
+        }
         (Verb::Update, Some("scale")) => other(StatusCode::OK, scale::write(asked, None, body).await?),
         (Verb::Patch, Some("scale")) => {
             other(StatusCode::OK, scale::write(asked, Some(content_type), body).await?)
@@ -245,7 +265,7 @@ fn decode(content_type: &str, body: &Bytes) -> Result<Value, ApiError> {
 }
 
 /// Everything that is no object: discovery, OpenAPI, version, health.
-fn document(path: &str, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+fn document(inner: &Inner, path: &str, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
     let aggregated = headers
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
@@ -260,6 +280,8 @@ fn document(path: &str, headers: &HeaderMap) -> Result<Response<Body>, ApiError>
             return Ok(response);
         }
         ["version"] => Some(version()),
+        [".well-known", "openid-configuration"] => Some(inner.tokens.configuration()),
+        ["openid", "v1", "jwks"] => Some(inner.tokens.keys()),
         ["api"] if aggregated => return Ok(aggregated_response(&discovery::aggregated_core())),
         ["apis"] if aggregated => return Ok(aggregated_response(&discovery::aggregated_groups())),
         ["api"] => Some(discovery::api_versions()),

@@ -15,6 +15,26 @@ pub struct Config {
     /// Addresses of Services; filled in by the node from its network, not by the operator.
     #[serde(skip)]
     pub services: ServiceRange,
+    /// Who the server is; filled in by the node from its directory.
+    #[serde(skip)]
+    pub identity: Identity,
+}
+
+/// What a server signs with and where pods reach it.
+#[derive(Clone, PartialEq, Default)]
+pub struct Identity {
+    /// The key that signs tokens of ServiceAccounts, as PEM; empty: one that lives as long as the server.
+    pub token_key: String,
+    /// The CA's certificate, as PEM.
+    pub ca: String,
+    /// Where pods reach the API: what the Service `kubernetes` leads to. None: there is no such Service.
+    pub advertise: Option<std::net::SocketAddrV4>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("advertise", &self.advertise).finish_non_exhaustive()
+    }
 }
 
 /// The addresses that Services get.
@@ -40,6 +60,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 6443)),
             max_requests_in_flight: 400,
             services: ServiceRange::default(),
+            identity: Identity::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod auth;
 mod config;
 mod delete;
 mod door;
+mod kubernetes;
 mod list;
 mod negotiate;
 mod node;
@@ -17,8 +18,10 @@ mod object;
 mod path;
 mod pki;
 mod query;
+mod rbac;
 mod read;
 mod refusal;
+mod reviews;
 mod scale;
 mod serve;
 mod strategy;
@@ -30,13 +33,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use store::Store;
 
-pub use auth::User;
-pub use config::{Config, ServiceRange};
+pub use auth::{KeyError, User};
+pub use config::{Config, Identity, ServiceRange};
 pub use door::Door;
 pub use object::Head;
 pub use pki::{Pki, PkiError};
 pub use serve::ServeError;
 
+use crate::auth::Tokens;
 use crate::list::Continuations;
 use crate::node::Nodes;
 use crate::strategy::Allocator;
@@ -52,6 +56,10 @@ struct Inner {
     allocator: Allocator,
     nodes: Nodes,
     continuations: Continuations,
+    tokens: Tokens,
+    /// The CA's certificate, for those who are to trust this server.
+    ca: String,
+    parsed: rbac::Parsed,
     in_flight: Arc<tokio::sync::Semaphore>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -72,16 +80,26 @@ impl Server {
         config: &Config,
         now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     ) -> Result<Server, api::error::ApiError> {
+        let key = &config.identity.token_key;
+        let tokens = if key.is_empty() { Tokens::fresh() } else { Tokens::of_pem(key) };
+        let tokens = tokens.map_err(api::error::ApiError::internal)?;
         let inner = Inner {
             store,
             allocator: Allocator::new(config),
             nodes: Nodes::default(),
             continuations: Continuations::default(),
+            tokens,
+            ca: config.identity.ca.clone(),
+            parsed: rbac::Parsed::default(),
             in_flight: Arc::new(tokio::sync::Semaphore::new(config.max_requests_in_flight)),
             now,
         };
         let server = Server { inner: Arc::new(inner) };
         admission::make_first_namespaces(&server.inner).await?;
+        rbac::bootstrap::ensure(&server.inner).await?;
+        if let Some(advertised) = config.identity.advertise {
+            kubernetes::ensure(&server.inner, advertised).await?;
+        }
         Ok(server)
     }
 

@@ -102,16 +102,6 @@ impl Target {
         }
         Ok(Target::Resource(Resource { kind, namespace: namespace.to_owned(), name, subresource }))
     }
-
-    /// What anybody may ask: nothing of it tells about objects.
-    pub(crate) fn is_public(&self) -> bool {
-        match self {
-            Target::Document(path) => {
-                ["/version", "/healthz", "/livez", "/readyz"].iter().any(|public| path.starts_with(public))
-            }
-            Target::Resource(_) => false,
-        }
-    }
 }
 
 pub(crate) fn not_found() -> ApiError {
@@ -119,7 +109,7 @@ pub(crate) fn not_found() -> ApiError {
 }
 
 /// Percent-decoding of one segment; none when it is not UTF-8 or not well formed.
-fn decode(segment: &str) -> Option<String> {
+pub(crate) fn decode(segment: &str) -> Option<String> {
     if !segment.contains('%') {
         return Some(segment.to_owned());
     }

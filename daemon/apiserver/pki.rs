@@ -36,7 +36,7 @@ pub enum PkiError {
         "make the {what} certificate in {dir}: if its files are damaged, remove the directory and start again (kubeconfigs given out before stop working)"
     )]
     Certificate {
-        /// `ca`, `server` or `admin`.
+        /// `ca`, `server`, `admin` or `sa`.
         what: &'static str,
         /// Where.
         dir: PathBuf,
@@ -55,6 +55,8 @@ pub struct Pki {
     pub server: String,
     /// The server's key.
     pub server_key: String,
+    /// The key that signs tokens of ServiceAccounts. It lives as long as the CA: tokens given out go on working.
+    pub token_key: String,
     /// Where the administrator's kubeconfig lies.
     pub kubeconfig: PathBuf,
 }
@@ -109,7 +111,23 @@ impl Pki {
         if fs::read_to_string(&kubeconfig).ok().as_deref() != Some(&text) {
             write(&kubeconfig, &text)?;
         }
-        Ok(Pki { ca, server, server_key, kubeconfig })
+        let token_key = token_key(dir)?;
+        Ok(Pki { ca, server, server_key, token_key, kubeconfig })
+    }
+}
+
+/// The key in `sa.key`: read, or made when missing.
+fn token_key(dir: &Path) -> Result<String, PkiError> {
+    let path = dir.join("sa.key");
+    match fs::read_to_string(&path) {
+        Ok(key) => Ok(key),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let failed = |source| PkiError::Certificate { what: "sa", dir: dir.to_owned(), source };
+            let key = KeyPair::generate().map_err(failed)?.serialize_pem();
+            write(&path, &key)?;
+            Ok(key)
+        }
+        Err(source) => Err(PkiError::File { attempt: "read", path, source }),
     }
 }
 

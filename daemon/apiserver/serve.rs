@@ -135,11 +135,7 @@ fn user_of(certificates: Option<&[CertificateDer<'_>]>) -> User {
     let name = subject.iter_common_name().next().and_then(|name| name.as_str().ok());
     let groups = subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned));
     match name {
-        Some(name) => User {
-            name: name.to_owned(),
-            groups: groups.chain(["system:authenticated".to_owned()]).collect(),
-            room: false,
-        },
+        Some(name) => User::certified(name, groups),
         None => User::anonymous(),
     }
 }

@@ -31,6 +31,11 @@ impl Allocator {
         Allocator { range: config.services, turn: tokio::sync::Mutex::new(()) }
     }
 
+    /// The address that Kubernetes keeps for the API.
+    pub(crate) fn first_address(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.range.network.to_bits() + 1)
+    }
+
     /// Waits for the turn of a kind that is handed addresses; other kinds do not wait.
     pub(crate) async fn begin(&self, kind: &Kind) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         if is(kind, "Service") { Some(self.turn.lock().await) } else { None }

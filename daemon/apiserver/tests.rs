@@ -18,7 +18,7 @@ use super::*;
 
 mod kinds;
 
-async fn server() -> Server {
+pub(crate) async fn server() -> Server {
     let store = Store::open(Box::new(MemoryDisk::default()), Head::parse, &store::Config::default()).unwrap();
     Server::open(store, &Config::default(), Arc::new(Timestamp::now)).await.unwrap()
 }

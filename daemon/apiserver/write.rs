@@ -14,11 +14,11 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 use store::{Change, Durability, Expect, Write};
 
-use crate::auth::User;
+use crate::auth::{self, User};
 use crate::object::{self, meta, metadata};
 use crate::path::Resource;
 use crate::query::{FieldValidation, Query};
-use crate::{Head, Inner, admission, strategy};
+use crate::{Head, Inner, admission, rbac, strategy};
 
 /// How often a patch is tried again when other writers come first.
 const PATCH_TRIES: usize = 16;
@@ -97,10 +97,12 @@ impl Asked<'_> {
         }
         schema::defaults(kind, &mut object);
         admission::admit(self.inner, kind, &object)?;
+        auth::legacy_secret(self.inner, kind, &mut object)?;
         let allocation = self.inner.allocator.begin(kind).await;
         strategy::create(self.inner, kind, &mut object)?;
         let name = meta(&object, "name").to_owned();
         invalid(kind, &name, validate::create(kind, &object))?;
+        rbac::escalation::check(self.inner, self.user, kind, None, &object)?;
         if matches!(origin, Origin::Update) {
             patch::track_update(kind, None, &mut object, &self.manager(), None, &now);
         }
@@ -270,6 +272,7 @@ impl Asked<'_> {
             metadata(&mut new).insert("generation".to_owned(), generation.into());
         }
         invalid(kind, &name, validate::update(kind, &new, old))?;
+        rbac::escalation::check(self.inner, self.user, kind, Some(old), &new)?;
         if matches!(origin, Origin::Update) {
             let (manager, now) = (self.manager(), self.now());
             let subresource = self.subresource().map(str::to_owned);
@@ -279,7 +282,7 @@ impl Asked<'_> {
     }
 
     /// Type and place of a body fit the URL; unknown fields are told, refused or ignored as asked.
-    fn decoded(&mut self, body: Value) -> Result<Value, ApiError> {
+    pub(crate) fn decoded(&mut self, body: Value) -> Result<Value, ApiError> {
         let kind = self.kind();
         let mut body = body;
         let Some(object) = body.as_object_mut() else {
@@ -400,6 +403,35 @@ impl Asked<'_> {
     /// The resource of this object, for requests to a collection.
     fn named(&self, object: &Value) -> Resource {
         Resource { name: Some(meta(object, "name").to_owned()), ..self.resource.clone() }
+    }
+}
+
+/// The server's own writes: creates an object, or updates the one named. An object that exists already is success.
+pub(crate) async fn own(
+    inner: &Inner,
+    kind: &'static Kind,
+    namespace: &str,
+    name: Option<&str>,
+    object: Value,
+) -> Result<(), ApiError> {
+    let user = User::room("holdfast-apiserver");
+    let resource =
+        Resource { kind, namespace: namespace.to_owned(), name: name.map(str::to_owned), subresource: None };
+    let mut asked = Asked {
+        inner,
+        user: &user,
+        resource: &resource,
+        query: &Query::default(),
+        headers: &HeaderMap::new(),
+        warnings: Vec::new(),
+    };
+    let written = match name {
+        Some(_) => asked.update(object).await,
+        None => asked.create(object).await,
+    };
+    match written {
+        Err(error) if error.reason != "AlreadyExists" => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 
+mod access;
 mod adopt;
 mod bad_input;
 mod demo;
