@@ -16,7 +16,7 @@ const RUNS: usize = 3;
 const PODS: usize = 5000;
 const EVENTS: usize = 300;
 
-fn config_map(name: &str) -> Value {
+pub(crate) fn config_map(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"app": "bench"}},
         "data": {"text": "x".repeat(1000)},
@@ -35,22 +35,22 @@ pub(crate) fn measure() -> Vec<Figure> {
     let node = Node::empty();
     let mut figures = Vec::new();
     let mut etcd = peers::Etcd::start();
-    for clients in [1, 16] {
+    for (clients, aim) in [(1, 2000.0), (16, 10_000.0)] {
         let runs: Vec<f64> = (0..RUNS).map(|run| block_on(creates(&node, clients, run))).collect();
         let peer = etcd
             .as_mut()
             .map(|etcd| ("etcd, put over its gateway".to_owned(), block_on(etcd.puts(clients, SPAN))));
         let name = format!("creates of 1 KB, {clients} client{}", if clients == 1 { "" } else { "s" });
         // More is better here: the peer's ratio says how much of ours it does.
-        figures.push(Figure::new(name, "1/s", runs).peer(peer));
+        figures.push(Figure::new(name, "1/s", runs).aim(aim).peer(peer));
     }
     figures.push(Figure::new("watch: create to event, median", "ms", block_on(latency(&node))));
     // A node of its own: what the creates left is not part of these.
     drop(node);
     let node = Node::empty();
-    block_on(fill(&node));
+    block_on(fill(&node, PODS));
     let (plain, bytes) = block_on(lists(&node));
-    figures.push(Figure::new(format!("list of {PODS} pods"), "ms", plain));
+    figures.push(Figure::new(format!("list of {PODS} pods"), "ms", plain).aim(20.0));
     figures.push(Figure::new(format!("list of {PODS} pods, size"), "MB", vec![bytes]));
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
@@ -60,7 +60,7 @@ pub(crate) fn measure() -> Vec<Figure> {
 }
 
 /// Creates per second.
-async fn creates(node: &Node, clients: usize, run: usize) -> f64 {
+pub(crate) async fn creates(node: &Node, clients: usize, run: usize) -> f64 {
     let done = Arc::new(AtomicUsize::new(0));
     let begin = Instant::now();
     let work = (0..clients).map(|client| {
@@ -103,11 +103,12 @@ async fn latency(node: &Node) -> Vec<f64> {
     runs
 }
 
-async fn fill(node: &Node) {
+/// So many pods, made by sixteen clients.
+pub(crate) async fn fill(node: &Node, pods: usize) {
     let work = (0..16).map(|client| {
         let api = Api::another(node);
         async move {
-            for at in (client..PODS).step_by(16) {
+            for at in (client..pods).step_by(16) {
                 api.create("/api/v1/namespaces/default/pods", &pod(&format!("p-{at}"))).await;
             }
         }
@@ -115,7 +116,7 @@ async fn fill(node: &Node) {
     join_all(work).await;
 }
 
-async fn lists(node: &Node) -> (Vec<f64>, f64) {
+pub(crate) async fn lists(node: &Node) -> (Vec<f64>, f64) {
     let api = Api::another(node);
     let (mut runs, mut bytes) = (Vec::new(), 0);
     for _ in 0..9 {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 mod api;
+mod crowd;
 mod idle;
 #[expect(dead_code, reason = "the tests use more of it")]
 #[path = "../node/image.rs"]
@@ -72,8 +73,13 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let json = words.iter().any(|word| word == "--json");
     let wanted = words.iter().find(|word| !word.starts_with("--"));
-    let groups: [Group; 4] =
-        [("start", start::measure), ("pods", pods::measure), ("idle", idle::measure), ("api", api::measure)];
+    let groups: [Group; 5] = [
+        ("start", start::measure),
+        ("pods", pods::measure),
+        ("idle", idle::measure),
+        ("api", api::measure),
+        ("crowd", crowd::measure),
+    ];
     let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
     if let Some(unknown) = wanted.filter(|wanted| !names.contains(&wanted.as_str())) {
         eprintln!("there is no group {unknown}; there are {}", names.join(", "));

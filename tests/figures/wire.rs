@@ -84,6 +84,15 @@ impl Api {
 }
 
 impl Watch {
+    /// Returns when the next event is here, without reading it.
+    pub(crate) async fn arrives(&mut self) {
+        while !self.rest.contains(&b'\n') {
+            self.rest.extend_from_slice(&self.answer.chunk().await.unwrap().expect("the watch goes on"));
+        }
+        let end = self.rest.iter().position(|byte| *byte == b'\n').unwrap();
+        self.rest.drain(..=end);
+    }
+
     /// The next event.
     pub(crate) async fn next(&mut self) -> Value {
         loop {
