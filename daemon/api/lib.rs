@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod error;
 pub mod health;
 pub mod kinds;
+pub mod legacy;
 pub mod openapi;
 pub mod patch;
 pub mod proto;

@@ -6,6 +6,8 @@
 mod age;
 mod network;
 mod pod;
+mod policy;
+mod storage;
 mod workloads;
 
 use jiff::Timestamp;
@@ -24,7 +26,7 @@ pub enum IncludeObject {
     Object,
 }
 
-/// The Table of these objects. `list_meta` becomes the table's metadata: resource version, continue token.
+/// The Table of these objects, which are as they are stored. `list_meta` becomes the table's metadata: resource version, continue token.
 pub fn table(
     kind: &Kind,
     objects: &[&Value],
@@ -32,9 +34,9 @@ pub fn table(
     include: IncludeObject,
     list_meta: Value,
 ) -> Value {
-    let view = view(kind);
+    let view = view(kind.stored());
     let columns: Vec<Value> = view.columns.iter().map(Column::definition).collect();
-    let rows: Vec<Value> = objects.iter().map(|object| row(&view, object, now, include)).collect();
+    let rows: Vec<Value> = objects.iter().map(|object| row(kind, &view, object, now, include)).collect();
     json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows })
 }
 
@@ -68,6 +70,10 @@ const fn number(name: &'static str) -> Column {
     Column { name, of: "integer", format: "", wide: false }
 }
 
+const fn flag(name: &'static str) -> Column {
+    Column { name, of: "boolean", format: "", wide: false }
+}
+
 impl Column {
     fn definition(&self) -> Value {
         json!({ "name": self.name, "type": self.of, "format": self.format, "description": "", "priority": i32::from(self.wide) })
@@ -75,45 +81,76 @@ impl Column {
 }
 
 fn view(kind: &Kind) -> View {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "ConfigMap") => View { columns: const { &[NAME, number("Data"), AGE] }, cells: config_map },
-        ("", "Event") => View { columns: EVENT, cells: event },
-        ("", "Namespace") => View { columns: const { &[NAME, text("Status"), AGE] }, cells: namespace },
-        ("", "Node") => View { columns: NODE, cells: node },
-        ("", "Pod") => View { columns: pod::COLUMNS, cells: pod::cells },
-        ("", "Secret") => {
-            View { columns: const { &[NAME, text("Type"), number("Data"), AGE] }, cells: secret }
-        }
-        ("", "Service") => View { columns: network::SERVICE, cells: network::service },
-        ("", "ServiceAccount") => {
-            View { columns: const { &[NAME, number("Secrets"), AGE] }, cells: service_account }
-        }
-        ("apps", "Deployment") => View { columns: workloads::DEPLOYMENT, cells: workloads::deployment },
-        ("apps", "ReplicaSet") => View { columns: workloads::REPLICA_SET, cells: workloads::replica_set },
-        ("batch", "Job") => View { columns: workloads::JOB, cells: workloads::job },
-        ("coordination.k8s.io", "Lease") => {
-            View { columns: const { &[NAME, text("Holder"), AGE] }, cells: lease }
-        }
-        ("discovery.k8s.io", "EndpointSlice") => {
-            View { columns: network::ENDPOINT_SLICE, cells: network::endpoint_slice }
-        }
-        ("networking.k8s.io", "Ingress") => View { columns: network::INGRESS, cells: network::ingress },
-        ("networking.k8s.io", "IngressClass") => {
-            View { columns: network::INGRESS_CLASS, cells: network::ingress_class }
-        }
-        ("holdfast.dev", "Application") => View { columns: APPLICATION, cells: application },
-        _ => View {
-            columns: const { &[NAME, AGE] },
-            cells: |object, now| vec![name(object), age_of(object, now)],
-        },
-    }
+    let (columns, cells): (&'static [Column], Cells) = match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "ConfigMap") => (const { &[NAME, number("Data"), AGE] }, config_map),
+        ("", "Endpoints") => (network::ENDPOINTS, network::endpoints),
+        ("", "Event") => (EVENT, event),
+        ("", "LimitRange") => (policy::CREATED, policy::created),
+        ("", "Namespace") => (const { &[NAME, text("Status"), AGE] }, namespace),
+        ("", "Node") => (NODE, node),
+        ("", "PersistentVolume") => (storage::VOLUME, storage::volume),
+        ("", "PersistentVolumeClaim") => (storage::CLAIM, storage::claim),
+        ("", "Pod") => (pod::COLUMNS, pod::cells),
+        ("", "PodTemplate") => (workloads::POD_TEMPLATE, workloads::pod_template),
+        ("", "ReplicationController") => (workloads::CONTROLLER, workloads::controller),
+        ("", "ResourceQuota") => (policy::QUOTA, policy::quota),
+        ("", "Secret") => (const { &[NAME, text("Type"), number("Data"), AGE] }, secret),
+        ("", "Service") => (network::SERVICE, network::service),
+        ("", "ServiceAccount") => (const { &[NAME, number("Secrets"), AGE] }, service_account),
+        ("apiregistration.k8s.io", _) => (policy::API_SERVICE, policy::api_service),
+        ("apps", "ControllerRevision") => (workloads::REVISION, workloads::revision),
+        ("apps", "DaemonSet") => (workloads::DAEMON_SET, workloads::daemon_set),
+        ("apps", "Deployment") => (workloads::DEPLOYMENT, workloads::deployment),
+        ("apps", "ReplicaSet") => (workloads::REPLICA_SET, workloads::replica_set),
+        ("apps", "StatefulSet") => (workloads::STATEFUL_SET, workloads::stateful_set),
+        ("autoscaling", _) => (workloads::AUTOSCALER, workloads::autoscaler),
+        ("batch", "CronJob") => (workloads::CRON_JOB, workloads::cron_job),
+        ("batch", "Job") => (workloads::JOB, workloads::job),
+        ("certificates.k8s.io", _) => (policy::SIGNING, policy::signing),
+        ("coordination.k8s.io", "Lease") => (const { &[NAME, text("Holder"), AGE] }, lease),
+        ("discovery.k8s.io", _) => (network::ENDPOINT_SLICE, network::endpoint_slice),
+        ("networking.k8s.io", "Ingress") => (network::INGRESS, network::ingress),
+        ("networking.k8s.io", "IngressClass") => (network::INGRESS_CLASS, network::ingress_class),
+        ("networking.k8s.io", "NetworkPolicy") => (policy::NETWORK_POLICY, policy::network_policy),
+        ("policy", _) => (policy::BUDGET, policy::budget),
+        ("holdfast.dev", "Application") => (APPLICATION, application),
+        (group, name) => return view_of_cluster(group, name),
+    };
+    View { columns, cells }
 }
 
-fn row(view: &View, object: &Value, now: Timestamp, include: IncludeObject) -> Value {
+/// Kinds of the cluster that people look at more rarely.
+fn view_of_cluster(group: &str, kind: &str) -> View {
+    let (columns, cells): (&'static [Column], Cells) = match (group, kind) {
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
+            (policy::ADMISSION_POLICY, policy::admission_policy)
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            (policy::ADMISSION_BINDING, policy::admission_binding)
+        }
+        ("admissionregistration.k8s.io", _) => (policy::WEBHOOKS, policy::webhooks),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => (policy::CREATED, policy::created),
+        ("node.k8s.io", "RuntimeClass") => (policy::RUNTIME, policy::runtime),
+        ("rbac.authorization.k8s.io", "ClusterRole" | "Role") => (policy::CREATED, policy::created),
+        ("rbac.authorization.k8s.io", _) => (policy::BINDING, policy::binding),
+        ("scheduling.k8s.io", "PriorityClass") => (policy::PRIORITY, policy::priority),
+        ("storage.k8s.io", "CSIDriver") => (storage::CSI_DRIVER, storage::csi_driver),
+        ("storage.k8s.io", "CSINode") => (storage::CSI_NODE, storage::csi_node),
+        ("storage.k8s.io", "CSIStorageCapacity") => (storage::CAPACITY, storage::capacity),
+        ("storage.k8s.io", "StorageClass") => (storage::CLASS, storage::class),
+        ("storage.k8s.io", "VolumeAttachment") => (storage::ATTACHMENT, storage::attachment),
+        _ => (const { &[NAME, AGE] }, |object, now| vec![name(object), age_of(object, now)]),
+    };
+    View { columns, cells }
+}
+
+fn row(kind: &Kind, view: &View, object: &Value, now: Timestamp, include: IncludeObject) -> Value {
     let cells = (view.cells)(object, now);
     match include {
         IncludeObject::None => json!({ "cells": cells }),
-        IncludeObject::Object => json!({ "cells": cells, "object": object }),
+        IncludeObject::Object => {
+            json!({ "cells": cells, "object": crate::convert::from_stored(kind, object.clone()) })
+        }
         IncludeObject::Metadata => json!({ "cells": cells, "object": {
             "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] } }),
     }
@@ -284,6 +321,15 @@ fn items(value: &Value) -> &[Value] {
 
 fn keys(value: &Value) -> usize {
     value.as_object().map_or(0, serde_json::Map::len)
+}
+
+fn boolean(value: &Value) -> Value {
+    value.as_bool().unwrap_or(false).into()
+}
+
+/// Whether an annotation makes this class the one that is taken when none is named.
+fn is_default_class(class: &Value, annotation: &str) -> bool {
+    class["metadata"]["annotations"][annotation] == "true"
 }
 
 fn count(value: &Value) -> i64 {

@@ -90,7 +90,7 @@ impl Rendering {
             Form::Whole => self.whole(bytes),
             Form::Metadata => partial(bytes).to_string().into(),
             Form::Table => {
-                let object = object::parse_as(self.kind, bytes);
+                let object = object::parse(bytes);
                 let version = json!({ "resourceVersion": object::meta(&object, "resourceVersion") });
                 table::table(self.kind, &[&object], self.now, self.include.choice(), version)
                     .to_string()
@@ -114,8 +114,7 @@ impl Rendering {
                 self.list("PartialObjectMetadataList", "meta.k8s.io/v1", &items, &metadata)
             }
             Form::Table => {
-                let objects: Vec<Value> =
-                    items.iter().map(|item| object::parse_as(self.kind, item)).collect();
+                let objects: Vec<Value> = items.iter().map(|item| object::parse(item)).collect();
                 let objects: Vec<&Value> = objects.iter().collect();
                 table::table(self.kind, &objects, self.now, self.include.choice(), metadata)
                     .to_string()

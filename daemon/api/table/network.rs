@@ -120,3 +120,20 @@ pub(super) fn ingress_class(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     vec![name(object), string(&object["spec"]["controller"]).into(), shown.into(), age_of(object, now)]
 }
+
+pub(super) const ENDPOINTS: &[Column] = &[NAME, text("Endpoints"), AGE];
+
+pub(super) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
+    let subsets = items(&object["subsets"]).iter();
+    let all: Vec<String> = subsets
+        .flat_map(|subset| {
+            let (addresses, ports) = (items(&subset["addresses"]), items(&subset["ports"]));
+            let of = |ip: &str| match ports {
+                [] => vec![ip.to_owned()],
+                ports => ports.iter().map(|port| format!("{ip}:{}", count(&port["port"]))).collect(),
+            };
+            addresses.iter().flat_map(move |address| of(string(&address["ip"]))).collect::<Vec<_>>()
+        })
+        .collect();
+    vec![name(object), first_three(&all, "<none>"), age_of(object, now)]
+}

@@ -162,3 +162,132 @@ fn a_row_carries_what_was_asked_for() {
     assert_eq!(with(IncludeObject::Metadata)["kind"], "PartialObjectMetadata");
     assert_eq!(printed(&object)["metadata"]["resourceVersion"], "7");
 }
+
+#[test]
+fn the_other_workloads_read_as_kubectl_shows_them() {
+    let template = json!({ "metadata": { "labels": { "app": "w" } }, "spec": { "nodeSelector": { "disk": "ssd" },
+        "containers": [{ "name": "a", "image": "x:1" }] } });
+    let object = |api_version: &str, kind: &str, spec: Value, status: Value| {
+        json!({ "apiVersion": api_version, "kind": kind, "spec": spec, "status": status,
+            "metadata": { "name": "w", "creationTimestamp": "2026-01-01T00:55:00Z" } })
+    };
+    check(
+        object(
+            "apps/v1",
+            "StatefulSet",
+            json!({ "replicas": 3, "template": template }),
+            json!({ "readyReplicas": 2 }),
+        ),
+        "w  2/3  5m  a  x:1",
+    );
+    check(
+        object(
+            "apps/v1",
+            "DaemonSet",
+            json!({ "selector": { "matchLabels": { "app": "w" } }, "template": template }),
+            json!({ "desiredNumberScheduled": 1, "numberReady": 1 }),
+        ),
+        "w  1  0  1  0  0  disk=ssd  5m  a  x:1  app=w",
+    );
+    check(
+        object(
+            "v1",
+            "ReplicationController",
+            json!({ "replicas": 2, "selector": { "app": "w" }, "template": template }),
+            json!({}),
+        ),
+        "w  2  0  0  5m  a  x:1  app=w",
+    );
+    check(
+        object(
+            "batch/v1",
+            "CronJob",
+            json!({ "schedule": "*/5 * * * *", "suspend": false, "jobTemplate": { "spec": { "template": template } } }),
+            json!({ "lastScheduleTime": "2026-01-01T00:58:00Z", "active": [{}] }),
+        ),
+        "w  */5 * * * *  <none>  False  1  2m  5m  a  x:1  <none>",
+    );
+    let metric = |name: &str, target: Value| json!({ "type": "Resource", "resource": { "name": name, "target": target } });
+    check(
+        object(
+            "autoscaling/v2",
+            "HorizontalPodAutoscaler",
+            json!({ "scaleTargetRef": { "kind": "Deployment", "name": "web" }, "minReplicas": 1, "maxReplicas": 4,
+                "metrics": [metric("cpu", json!({ "averageUtilization": 50 })), metric("memory", json!({ "averageValue": "1Gi" }))] }),
+            json!({ "currentReplicas": 2, "currentMetrics": [{ "type": "Resource", "resource": { "name": "cpu", "current": { "averageUtilization": 10 } } }] }),
+        ),
+        "w  Deployment/web  cpu: 10%/50%, memory: <unknown>/1Gi  1  4  2  5m",
+    );
+}
+
+#[test]
+fn volumes_and_policies_read_as_kubectl_shows_them() {
+    let object = |api_version: &str, kind: &str, rest: Value| {
+        let mut object = rest;
+        object["apiVersion"] = json!(api_version);
+        object["kind"] = json!(kind);
+        object["metadata"]["name"] = json!("x");
+        object["metadata"]["creationTimestamp"] = json!("2026-01-01T00:55:00Z");
+        object
+    };
+    check(
+        object(
+            "v1",
+            "PersistentVolume",
+            json!({ "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain", "claimRef": { "namespace": "d", "name": "c" }, "storageClassName": "s", "volumeMode": "Filesystem" },
+            "status": { "phase": "Bound" } }),
+        ),
+        "x  1Gi  RWO,RWX  Retain  Bound  d/c  s  <unset>    5m  Filesystem",
+    );
+    check(
+        object(
+            "v1",
+            "PersistentVolumeClaim",
+            json!({ "spec": { "volumeMode": "Filesystem" }, "status": { "phase": "Pending" } }),
+        ),
+        "x  Pending          <unset>  5m  Filesystem",
+    );
+    check(
+        object(
+            "storage.k8s.io/v1",
+            "StorageClass",
+            json!({ "provisioner": "p",
+            "metadata": { "annotations": { "storageclass.kubernetes.io/is-default-class": "true" } } }),
+        ),
+        "x (default)  p  Delete  Immediate  false  5m",
+    );
+    check(
+        object(
+            "policy/v1",
+            "PodDisruptionBudget",
+            json!({ "spec": { "minAvailable": 2 }, "status": { "disruptionsAllowed": 1 } }),
+        ),
+        "x  2  N/A  1  5m",
+    );
+    check(
+        object(
+            "v1",
+            "ResourceQuota",
+            json!({ "status": { "hard": { "limits.cpu": "2", "pods": "3" }, "used": { "pods": "1" } } }),
+        ),
+        "x  pods: 1/3  limits.cpu: 0/2  5m",
+    );
+    check(
+        object(
+            "rbac.authorization.k8s.io/v1",
+            "RoleBinding",
+            json!({ "roleRef": { "kind": "Role", "name": "r" },
+            "subjects": [{ "kind": "User", "name": "u" }, { "kind": "ServiceAccount", "namespace": "n", "name": "s" }] }),
+        ),
+        "x  Role/r  5m  u    n/s",
+    );
+    check(
+        object(
+            "v1",
+            "Endpoints",
+            json!({ "subsets": [{ "addresses": [{ "ip": "10.0.0.1" }, { "ip": "10.0.0.2" }], "ports": [{ "port": 80 }] }] }),
+        ),
+        "x  10.0.0.1:80,10.0.0.2:80  5m",
+    );
+}
