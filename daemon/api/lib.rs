@@ -18,3 +18,4 @@ pub mod schema;
 pub mod select;
 pub mod table;
 pub mod validate;
+pub mod volumes;
