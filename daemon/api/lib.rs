@@ -5,6 +5,7 @@
 //! Invariant: what can be said by the fact tables (`facts/`) is said there and nowhere else.
 
 pub mod convert;
+pub mod cron;
 pub mod discovery;
 pub mod error;
 pub mod health;

@@ -63,10 +63,10 @@ impl Deployments {
     pub(crate) fn new(
         client: Client,
         deployments: Cache<Deployment>,
-        sets: Cache<ReplicaSet>,
-        pods: Cache<Pod>,
+        sets: Owned<ReplicaSet>,
+        pods: Owned<Pod>,
     ) -> Deployments {
-        Deployments { client, deployments, sets: Owned::follow(sets), pods: Owned::follow(pods) }
+        Deployments { client, deployments, sets, pods }
     }
 }
 
@@ -102,9 +102,7 @@ impl Reconciler for Deployments {
 pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     let Some(deployment) = &view.deployment else { return Plan::empty() };
     let Some(spec) = &deployment.spec else { return Plan::empty() };
-    let selects = spec.selector.match_labels.iter().flatten().count()
-        + spec.selector.match_expressions.iter().flatten().count();
-    if selects == 0 {
+    if pods::selects_all(&spec.selector) {
         let message = "This deployment is selecting all pods. A non-empty selector is required.".to_owned();
         let note = Note::about(&**deployment, now).warns(COMPONENT, "SelectingAll", message);
         return Plan::in_turn(vec![Step::Record(note)]);
@@ -165,6 +163,7 @@ fn work(view: &View, deployment: &Deployment, sets: &Sets, now: Timestamp) -> (V
     (steps, collided)
 }
 
+/// Whether old pods go before new ones come.
 fn recreates(deployment: &Deployment) -> bool {
     let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
     strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, PersistentVolumeClaim, Pod, ReplicationController, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use reconcile::Plan;
 use serde::Deserialize;
@@ -20,7 +22,9 @@ use crate::garbage::{self, Node, Owner};
 use crate::owned::Unseen;
 use crate::pods::{controller, name, uid};
 use crate::step::{Note, Part, Place, Step, seconds};
-use crate::{deployment, endpointslice, job, namespace, replicaset, serviceaccount};
+use crate::{
+    cronjob, daemonset, deployment, endpointslice, job, namespace, replicas, serviceaccount, statefulset,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +34,8 @@ struct Case {
     coming: Vec<String>,
     #[serde(default)]
     leaving: Vec<String>,
+    #[serde(default)]
+    refused: Option<String>,
     /// For garbage: the names of owners that are gone or wait.
     #[serde(default)]
     absent: Vec<String>,
@@ -52,6 +58,7 @@ impl Case {
         Unseen {
             coming: self.coming.iter().cloned().collect(),
             leaving: self.leaving.iter().cloned().collect(),
+            refused: self.refused.clone(),
         }
     }
 }
@@ -147,13 +154,13 @@ fn replica_sets_are_kept_as_documented() {
         let set: Option<Arc<ReplicaSet>> = case.one("ReplicaSet");
         let pods: Vec<Arc<Pod>> = case.all("Pod");
         let owner = set.as_ref().map(|set| uid(&set.metadata).to_owned()).unwrap_or_default();
-        let view = replicaset::View {
+        let view = replicas::View {
             taken: pods.iter().map(|pod| name(&pod.metadata).to_owned()).collect(),
             pods: owned_or_free(pods, &owner),
             set,
             unseen: case.unseen(),
         };
-        replicaset::plan(&view, case.now)
+        replicas::plan(&view, case.now)
     });
 }
 
@@ -164,6 +171,70 @@ fn deployments_roll_as_documented() {
         let owner = deployment.as_ref().map(|one| uid(&one.metadata).to_owned()).unwrap_or_default();
         let sets = owned_or_free(case.all::<ReplicaSet>("ReplicaSet"), &owner);
         deployment::plan(&deployment::View { deployment, sets, pods: case.all("Pod") }, case.now)
+    });
+}
+
+#[test]
+fn replication_controllers_are_kept_as_documented() {
+    check_all("replicationcontroller", |case| {
+        let set: Option<Arc<ReplicationController>> = case.one("ReplicationController");
+        let pods: Vec<Arc<Pod>> = case.all("Pod");
+        let owner = set.as_ref().map(|set| uid(&set.metadata).to_owned()).unwrap_or_default();
+        let view = replicas::View {
+            taken: pods.iter().map(|pod| name(&pod.metadata).to_owned()).collect(),
+            pods: owned_or_free(pods, &owner),
+            set,
+            unseen: case.unseen(),
+        };
+        replicas::plan(&view, case.now)
+    });
+}
+
+#[test]
+fn stateful_sets_keep_their_order_as_documented() {
+    check_all("statefulset", |case| {
+        let set: Option<Arc<StatefulSet>> = case.one("StatefulSet");
+        let owner = set.as_ref().map(|set| uid(&set.metadata).to_owned()).unwrap_or_default();
+        let claims: Vec<Arc<PersistentVolumeClaim>> = case.all("PersistentVolumeClaim");
+        let view = statefulset::View {
+            set,
+            pods: owned_or_free(case.all("Pod"), &owner),
+            revisions: owned_or_free(case.all("ControllerRevision"), &owner),
+            claims: claims.into_iter().map(|one| (name(&one.metadata).to_owned(), one)).collect(),
+            unseen: case.unseen(),
+        };
+        statefulset::plan(&view, case.now)
+    });
+}
+
+#[test]
+fn daemon_sets_are_on_their_nodes_as_documented() {
+    check_all("daemonset", |case| {
+        let set: Option<Arc<DaemonSet>> = case.one("DaemonSet");
+        let owner = set.as_ref().map(|set| uid(&set.metadata).to_owned()).unwrap_or_default();
+        let pods: Vec<Arc<Pod>> = case.all("Pod");
+        let view = daemonset::View {
+            set,
+            taken: pods.iter().map(|pod| name(&pod.metadata).to_owned()).collect(),
+            pods: owned_or_free(pods, &owner),
+            revisions: owned_or_free(case.all("ControllerRevision"), &owner),
+            nodes: case.all("Node"),
+            unseen: case.unseen(),
+        };
+        daemonset::plan(&view, case.now)
+    });
+}
+
+#[test]
+fn cron_jobs_run_on_time_as_documented() {
+    check_all("cronjob", |case| {
+        let view = cronjob::View {
+            cron: case.one("CronJob"),
+            jobs: case.all("Job"),
+            unseen: case.unseen(),
+            ..cronjob::View::default()
+        };
+        cronjob::plan(&view, case.now)
     });
 }
 

@@ -16,7 +16,6 @@ use client::{Cache, Key};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
@@ -25,7 +24,7 @@ use crate::Error;
 use crate::claims::held_claims;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{controller, uid};
-use crate::step::{self, Done, Note, Place, Propagation, Step};
+use crate::step::{self, Done, Note, Place, Propagation, Step, whole_seconds};
 
 use count::{Count, count};
 
@@ -64,8 +63,8 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Over these caches.
-    pub(crate) fn new(client: Client, jobs: Cache<Job>, pods: Cache<Pod>) -> Jobs {
-        Jobs { client, jobs, all: pods.clone(), pods: Owned::follow(pods), pending: Pending::default() }
+    pub(crate) fn new(client: Client, jobs: Cache<Job>, all: Cache<Pod>, pods: Owned<Pod>) -> Jobs {
+        Jobs { client, jobs, all, pods, pending: Pending::default() }
     }
 
     fn strays(&self, key: &Key, job: Option<&str>) -> Vec<Arc<Pod>> {
@@ -94,7 +93,7 @@ impl Reconciler for Jobs {
 
     async fn observe(&self, key: &Key) -> Result<View, Error> {
         let Some(job) = self.jobs.get(key) else {
-            self.pending.unseen::<Pod>(key, &[], &BTreeSet::new());
+            self.pending.forget(key);
             return Ok(View { strays: self.strays(key, None), ..View::default() });
         };
         let pods = self.pods.by(&key.namespace, uid(&job.metadata));
@@ -334,11 +333,15 @@ fn suspend(job: &Job, status: &mut JobStatus, notes: &mut Vec<Note>, now: Timest
     status.start_time = None;
 }
 
+/// The condition by which a Job has ended, if it has.
+pub(crate) fn end_of(job: &Job) -> Option<&JobCondition> {
+    let status = job.status.as_ref()?;
+    holds(status, "Complete").or_else(|| holds(status, "Failed"))
+}
+
 /// When a Job has ended, if it has.
 fn finished(job: &Job) -> Option<Timestamp> {
-    let status = job.status.as_ref()?;
-    let end = holds(status, "Complete").or_else(|| holds(status, "Failed"))?;
-    end.last_transition_time.as_ref().map(|time| time.0)
+    end_of(job)?.last_transition_time.as_ref().map(|time| time.0)
 }
 
 /// `ttlSecondsAfterFinished`.
@@ -383,8 +386,4 @@ fn set(status: &mut JobStatus, kind: &str, value: &str, (reason, message): (&str
         Some(known) => *known = condition,
         None => conditions.push(condition),
     }
-}
-
-fn whole_seconds(now: Timestamp) -> Time {
-    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }

@@ -5,16 +5,23 @@
 
 mod claims;
 pub mod cluster;
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpointslice;
 mod garbage;
+mod history;
 mod job;
 mod names;
 mod namespace;
 mod owned;
 mod pods;
+mod replicas;
 mod replicaset;
+mod replicationcontroller;
 mod serviceaccount;
+mod start;
+mod statefulset;
 mod step;
 mod wakes;
 
@@ -23,7 +30,7 @@ mod golden;
 #[cfg(test)]
 mod simulation;
 
-pub use wakes::start;
+pub use start::start;
 
 /// What a controller's round fails with. The loop tries again.
 #[derive(Debug, thiserror::Error)]

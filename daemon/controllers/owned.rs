@@ -23,6 +23,12 @@ pub(crate) struct Owned<K> {
     index: Arc<Mutex<Index>>,
 }
 
+impl<K> Clone for Owned<K> {
+    fn clone(&self) -> Self {
+        Owned { cache: self.cache.clone(), index: Arc::clone(&self.index) }
+    }
+}
+
 type Index = BTreeMap<(String, String), BTreeSet<Key>>;
 
 impl<K: Object> Owned<K> {
@@ -98,22 +104,39 @@ pub(crate) struct Pending {
 struct Waits {
     created: BTreeMap<String, Instant>,
     deleted: BTreeSet<String>,
+    refused: Option<String>,
 }
 
-/// The names that were created and are not seen yet, and the uids that were deleted and still look alive.
+/// The names that were created and are not seen yet, the uids that were deleted and still look alive, and why the last
+/// creation was refused.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Unseen {
     /// Names.
     pub(crate) coming: BTreeSet<String>,
     /// Uids.
     pub(crate) leaving: BTreeSet<String>,
+    /// What the cluster said, if nothing was created since.
+    pub(crate) refused: Option<String>,
 }
 
 impl Pending {
     /// An object was created for the key.
     pub(crate) fn created(&self, key: &Key, name: &str) {
         let until = Instant::now() + PATIENCE;
-        locked(&self.keys).entry(key.clone()).or_default().created.insert(name.to_owned(), until);
+        let mut keys = locked(&self.keys);
+        let waits = keys.entry(key.clone()).or_default();
+        waits.created.insert(name.to_owned(), until);
+        waits.refused = None;
+    }
+
+    /// An object of the key was refused.
+    pub(crate) fn refused(&self, key: &Key, why: String) {
+        locked(&self.keys).entry(key.clone()).or_default().refused = Some(why);
+    }
+
+    /// The key is gone.
+    pub(crate) fn forget(&self, key: &Key) {
+        locked(&self.keys).remove(key);
     }
 
     /// An object of the key was deleted.
@@ -134,8 +157,11 @@ impl Pending {
             .map(uid)
             .collect();
         waits.deleted.retain(|uid| alive.contains(uid.as_str()));
-        let unseen =
-            Unseen { coming: waits.created.keys().cloned().collect(), leaving: waits.deleted.clone() };
+        let unseen = Unseen {
+            coming: waits.created.keys().cloned().collect(),
+            leaving: waits.deleted.clone(),
+            refused: waits.refused.clone(),
+        };
         if unseen == Unseen::default() {
             keys.remove(key);
         }

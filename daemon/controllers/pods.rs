@@ -87,6 +87,12 @@ pub(crate) fn selected(
     some > 0 && exact && expressed
 }
 
+/// Whether a selector says nothing: it would pick everything, so controllers that need one do nothing.
+pub(crate) fn selects_all(selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector) -> bool {
+    let labels = selector.match_labels.iter().flatten().count();
+    labels + selector.match_expressions.iter().flatten().count() == 0
+}
+
 /// A pod made of a template, controlled by its owner.
 pub(crate) fn from_template(template: &PodTemplateSpec, beside: &ObjectMeta, owner: OwnerReference) -> Pod {
     let meta = template.metadata.clone().unwrap_or_default();
@@ -125,7 +131,8 @@ pub(crate) fn victims_first(a: &Pod, b: &Pod, now: Timestamp) -> Ordering {
         .then_with(|| uid(&a.metadata).cmp(uid(&b.metadata)))
 }
 
-fn assigned(pod: &Pod) -> bool {
+/// Whether the pod is bound to a node.
+pub(crate) fn assigned(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty())
 }
 

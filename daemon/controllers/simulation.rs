@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 
 mod cluster;
+mod workloads;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -184,7 +185,7 @@ async fn run(client: Client, pods: Cache<Pod>, key: Key, clock: Clock) {
         drop(api.delete(&key.name, &DeleteParams::default().grace_period(0)).await);
     } else if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_none()) {
         let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": key.name},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": "n1"}});
+            "target": {"apiVersion": "v1", "kind": "Node", "name": wanted_node(&pod)}});
         let path = format!("/api/v1/namespaces/{}/pods/{}/binding", key.namespace, key.name);
         let request = http::Request::post(path).header("content-type", "application/json");
         drop(client.request::<Value>(request.body(binding.to_string().into_bytes()).unwrap()).await);
@@ -202,6 +203,14 @@ async fn run(client: Client, pods: Cache<Pod>, key: Key, clock: Clock) {
             }
         }
     }
+}
+
+/// The node that the pod names, as daemons do; the first one for others.
+fn wanted_node(pod: &Pod) -> String {
+    let spec = serde_json::to_value(&pod.spec).unwrap();
+    let required = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let named = &required["nodeSelectorTerms"][0]["matchFields"][0]["values"][0];
+    named.as_str().unwrap_or("n1").to_owned()
 }
 
 fn deployment(replicas: i32, image: &str) -> Value {

@@ -9,7 +9,7 @@ use futures::{FutureExt, StreamExt, stream};
 use http::{Method, Request};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ pub(crate) struct Note {
     /// A sentence.
     pub(crate) message: String,
     /// What is told instead when the effect fails; its error is added.
-    pub(crate) failure: Option<(&'static str, &'static str)>,
+    pub(crate) failure: Option<(&'static str, String)>,
     /// When.
     pub(crate) at: Timestamp,
 }
@@ -184,14 +184,14 @@ impl Note {
     }
 
     /// What to say when the effect fails.
-    pub(crate) fn or_else(mut self, reason: &'static str, message: &'static str) -> Note {
-        self.failure = Some((reason, message));
+    pub(crate) fn or_else(mut self, reason: &'static str, message: impl Into<String>) -> Note {
+        self.failure = Some((reason, message.into()));
         self
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> Option<Note> {
-        let (reason, message) = self.failure?;
-        let message = format!("{message}: {}", reconcile::chain(error));
+    fn failed(&self, error: &kube::Error) -> Option<Note> {
+        let (reason, message) = self.failure.clone()?;
+        let message = format!("{message}: {}", said(error));
         Some(Note { warning: true, reason, message, failure: None, ..self.clone() })
     }
 
@@ -224,6 +224,19 @@ impl Note {
     fn namespace(&self) -> &str {
         self.about.namespace.as_deref().unwrap_or("default")
     }
+}
+
+/// Why the cluster refused something, in its own words.
+pub(crate) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => reconcile::chain(other),
+    }
+}
+
+/// A time as objects keep it.
+pub(crate) fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// A time as the API writes it: whole seconds.

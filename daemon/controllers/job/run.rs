@@ -14,7 +14,7 @@ use super::policy::{self, Failure};
 use super::{COMPONENT, FAILURES, IGNORED_FAILURES, INDEX, TRACKING, Verdict, View, indexes, released};
 use crate::names::Names;
 use crate::pods::{self, name, uid};
-use crate::replicaset::batches;
+use crate::replicas::{FIRST_BATCH, batches};
 use crate::step::{Note, Step, controlled_by};
 
 /// As Kubernetes: pods made in one round.
@@ -70,7 +70,7 @@ pub(crate) fn work(view: &View, job: &Job, count: &Count, verdict: Option<&Verdi
     }
     let (made, again) = births(view, job, count, usize::try_from(missing).unwrap_or(0).min(MOST), now);
     let active = active + i32::try_from(made.len()).unwrap_or(0);
-    Work { steps: batches(made), active, again }
+    Work { steps: batches(made, FIRST_BATCH), active, again }
 }
 
 /// How many pods should be active.

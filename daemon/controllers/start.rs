@@ -1,0 +1,346 @@
+//! Starts the controllers of workloads: which change wakes which of them for which key.
+//!
+//! Invariant: a controller's own indexes listen before its wakes do, so that a woken round finds them current.
+//! Invariant: no round runs before every cache it reads has its first list.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use api::kinds::Kind;
+use client::{Cache, Caches, Clock, Key, key_of};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, join_all};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{
+    Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{Client, Resource};
+use reconcile::{Queue, Reconciler, Tasks};
+
+use crate::cronjob::{CronJobs, cron_of};
+use crate::daemonset::{self, DaemonSets, what_fits};
+use crate::deployment::Deployments;
+use crate::endpointslice::{EndpointSlices, selects, service_of};
+use crate::garbage::{Garbage, Graph};
+use crate::job::{Jobs, job_of_free};
+use crate::namespace::{Namespaces, can};
+use crate::owned::Owned;
+use crate::pods::selected;
+use crate::replicas::Replicas;
+use crate::statefulset::{self, StatefulSets, claims_begin};
+use crate::wakes::{each_in, resource, spawn, wake_adopters, wake_itself, wake_owner};
+
+/// Starts all controllers of workloads over the caches of one door. Stopped by stopping the tasks.
+pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
+    let of = Kinds::new(caches);
+    let room = Room { client: caches.client(), tasks, clock, synced: of.synced().boxed().shared(), of: &of };
+    room.sets();
+    room.deployments();
+    room.stateful_sets();
+    room.daemon_sets();
+    room.jobs();
+    room.cron_jobs();
+    room.services();
+    room.all_kinds(caches);
+}
+
+/// What every controller is started with.
+struct Room<'a> {
+    client: Client,
+    tasks: &'a Tasks,
+    clock: Clock,
+    synced: Shared<BoxFuture<'static, ()>>,
+    of: &'a Kinds,
+}
+
+impl Room<'_> {
+    fn spawn<R: Reconciler>(&self, queue: &Queue<R::Key>, controller: R) {
+        spawn(self.tasks, self.clock, queue, controller, self.synced.clone());
+    }
+
+    fn sets(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        self.spawn(&queue, Replicas::new(self.client.clone(), of.sets.clone(), of.pods_by_owner.clone()));
+        wake_itself(&of.sets, &queue);
+        wake_owner(&of.pods, "ReplicaSet", &queue);
+        wake_adopters(&of.pods, &of.sets, &queue, |set, meta| {
+            set.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+        });
+        let queue = Queue::new();
+        let pods = of.pods_by_owner.clone();
+        self.spawn(&queue, Replicas::new(self.client.clone(), of.controllers.clone(), pods));
+        wake_itself(&of.controllers, &queue);
+        wake_owner(&of.pods, "ReplicationController", &queue);
+        wake_adopters(&of.pods, &of.controllers, &queue, |set, meta| {
+            let selector = set.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            let labels = meta.labels.as_ref();
+            selector.is_some_and(|wanted| {
+                wanted.iter().all(|(key, value)| labels.is_some_and(|labels| labels.get(key) == Some(value)))
+            })
+        });
+    }
+
+    fn deployments(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let (sets, pods) = (of.sets_by_owner.clone(), of.pods_by_owner.clone());
+        self.spawn(&queue, Deployments::new(self.client.clone(), of.deployments.clone(), sets, pods));
+        wake_itself(&of.deployments, &queue);
+        wake_owner(&of.sets, "Deployment", &queue);
+        wake_adopters(&of.sets, &of.deployments, &queue, |deployment, meta| {
+            deployment.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+        });
+    }
+
+    fn stateful_sets(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let caches = statefulset::Caches {
+            sets: of.stateful_sets.clone(),
+            pods: of.pods_by_owner.clone(),
+            revisions: of.revisions_by_owner.clone(),
+            claims: of.claims.clone(),
+        };
+        self.spawn(&queue, StatefulSets::new(self.client.clone(), caches));
+        wake_itself(&of.stateful_sets, &queue);
+        wake_owner(&of.pods, "StatefulSet", &queue);
+        wake_owner(&of.revisions, "StatefulSet", &queue);
+        wake_adopters(&of.pods, &of.stateful_sets, &queue, |set, meta| {
+            set.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+        });
+        wake_claimants(of, &queue);
+    }
+
+    fn daemon_sets(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let caches = daemonset::Caches {
+            sets: of.daemon_sets.clone(),
+            pods: of.pods_by_owner.clone(),
+            revisions: of.revisions_by_owner.clone(),
+            nodes: of.nodes.clone(),
+        };
+        self.spawn(&queue, DaemonSets::new(self.client.clone(), caches));
+        wake_itself(&of.daemon_sets, &queue);
+        wake_owner(&of.pods, "DaemonSet", &queue);
+        wake_owner(&of.revisions, "DaemonSet", &queue);
+        wake_adopters(&of.pods, &of.daemon_sets, &queue, |set, meta| {
+            set.spec.as_ref().is_some_and(|spec| selected(&spec.selector, meta))
+        });
+        wake_by_nodes(of, &queue);
+    }
+
+    fn jobs(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let jobs = Jobs::new(self.client.clone(), of.jobs.clone(), of.pods.clone(), of.pods_by_owner.clone());
+        self.spawn(&queue, jobs);
+        wake_itself(&of.jobs, &queue);
+        wake_owner(&of.pods, "Job", &queue);
+        wake_adopters(&of.pods, &of.jobs, &queue, |job, meta| {
+            let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            selector.is_some_and(|selector| selected(selector, meta))
+        });
+        // A pod that a Job still holds, though it does not control it any more, is let go by that Job's key.
+        of.pods.listen(move |pod| {
+            if let Some(job) = job_of_free(pod) {
+                queue.wake(Key::new(pod.metadata.namespace.clone().unwrap_or_default(), job));
+            }
+        });
+    }
+
+    fn cron_jobs(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let jobs = Owned::follow(of.jobs.clone());
+        self.spawn(&queue, CronJobs::new(self.client.clone(), of.cron_jobs.clone(), jobs));
+        wake_itself(&of.cron_jobs, &queue);
+        of.jobs.listen(move |job| {
+            if let Some(cron) = cron_of(job) {
+                queue.wake(Key::new(job.metadata.namespace.clone().unwrap_or_default(), cron));
+            }
+        });
+    }
+
+    fn services(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let (services, pods, slices) = (of.services.clone(), of.pods.clone(), of.slices.clone());
+        self.spawn(&queue, EndpointSlices::new(self.client.clone(), services, pods, slices));
+        wake_itself(&of.services, &queue);
+        let (wakes, services) = (queue.clone(), of.services.clone());
+        of.pods.listen(move |pod| {
+            each_in(&services, pod.metadata.namespace.as_deref(), |key, service| {
+                if selects(service, &pod.metadata) {
+                    wakes.wake(key.clone());
+                }
+            });
+        });
+        of.slices.listen(move |slice| {
+            if let Some(service) = service_of(slice) {
+                queue.wake(Key::new(slice.metadata.namespace.clone().unwrap_or_default(), service));
+            }
+        });
+    }
+
+    /// Garbage and namespaces look at every kind.
+    fn all_kinds(&self, caches: &Caches) {
+        let of = self.of;
+        let (graph, uids, namespaces) = (Arc::<Graph>::default(), Queue::new(), Queue::new());
+        let mut synced: Vec<BoxFuture<'static, ()>> = vec![self.synced.clone().boxed()];
+        wake_itself(&of.namespaces, &namespaces);
+        for kind in api::kinds::stored_kinds().filter(|kind| can(kind, "watch") && can(kind, "delete")) {
+            let wakes = (&uids, &namespaces, &of.namespaces);
+            match (kind.group.as_str(), kind.kind.as_str()) {
+                // Nobody owns events and events own nobody, and there are many.
+                ("" | "events.k8s.io", "Event") => {}
+                ("apps", "Deployment") => follow(&graph, kind, &of.deployments, wakes),
+                ("apps", "ReplicaSet") => follow(&graph, kind, &of.sets, wakes),
+                ("apps", "StatefulSet") => follow(&graph, kind, &of.stateful_sets, wakes),
+                ("apps", "DaemonSet") => follow(&graph, kind, &of.daemon_sets, wakes),
+                ("apps", "ControllerRevision") => follow(&graph, kind, &of.revisions, wakes),
+                ("", "ReplicationController") => follow(&graph, kind, &of.controllers, wakes),
+                ("", "PersistentVolumeClaim") => follow(&graph, kind, &of.claims, wakes),
+                ("", "Pod") => follow(&graph, kind, &of.pods, wakes),
+                ("", "Node") => follow(&graph, kind, &of.nodes, wakes),
+                ("batch", "Job") => follow(&graph, kind, &of.jobs, wakes),
+                ("batch", "CronJob") => follow(&graph, kind, &of.cron_jobs, wakes),
+                ("", "Service") => follow(&graph, kind, &of.services, wakes),
+                ("discovery.k8s.io", "EndpointSlice") => follow(&graph, kind, &of.slices, wakes),
+                ("", "Namespace") => follow(&graph, kind, &of.namespaces, wakes),
+                _ => {
+                    let cache = caches.metadata(&resource(kind));
+                    follow(&graph, kind, &cache, wakes);
+                    synced.push(async move { cache.synced().await }.boxed());
+                }
+            }
+        }
+        let synced = async move {
+            join_all(synced).await;
+        }
+        .shared();
+        let garbage = Garbage::new(self.client.clone(), graph);
+        spawn(self.tasks, self.clock, &uids, garbage, synced.clone());
+        let controller = Namespaces::new(self.client.clone(), of.namespaces.clone());
+        spawn(self.tasks, self.clock, &namespaces, controller, synced);
+    }
+}
+
+/// The kinds that are read whole. Every other one is known by its metadata only.
+#[derive(Clone)]
+struct Kinds {
+    deployments: Cache<Deployment>,
+    sets: Cache<ReplicaSet>,
+    sets_by_owner: Owned<ReplicaSet>,
+    controllers: Cache<ReplicationController>,
+    stateful_sets: Cache<StatefulSet>,
+    daemon_sets: Cache<DaemonSet>,
+    revisions: Cache<ControllerRevision>,
+    revisions_by_owner: Owned<ControllerRevision>,
+    claims: Cache<PersistentVolumeClaim>,
+    nodes: Cache<Node>,
+    pods: Cache<Pod>,
+    pods_by_owner: Owned<Pod>,
+    jobs: Cache<Job>,
+    cron_jobs: Cache<CronJob>,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+    namespaces: Cache<Namespace>,
+}
+
+impl Kinds {
+    fn new(caches: &Caches) -> Kinds {
+        Kinds {
+            deployments: caches.of(),
+            sets: caches.of(),
+            sets_by_owner: Owned::follow(caches.of()),
+            controllers: caches.of(),
+            stateful_sets: caches.of(),
+            daemon_sets: caches.of(),
+            revisions: caches.of(),
+            revisions_by_owner: Owned::follow(caches.of()),
+            claims: caches.of(),
+            nodes: caches.of(),
+            pods: caches.of(),
+            pods_by_owner: Owned::follow(caches.of()),
+            jobs: caches.of(),
+            cron_jobs: caches.of(),
+            services: caches.of(),
+            slices: caches.of(),
+            namespaces: caches.of(),
+        }
+    }
+
+    fn synced(&self) -> impl Future<Output = ()> + Send + 'static {
+        let of = self.clone();
+        async move {
+            of.deployments.synced().await;
+            of.sets.synced().await;
+            of.controllers.synced().await;
+            of.stateful_sets.synced().await;
+            of.daemon_sets.synced().await;
+            of.revisions.synced().await;
+            of.claims.synced().await;
+            of.nodes.synced().await;
+            of.pods.synced().await;
+            of.jobs.synced().await;
+            of.cron_jobs.synced().await;
+            of.services.synced().await;
+            of.slices.synced().await;
+            of.namespaces.synced().await;
+        }
+    }
+}
+
+fn follow<K: Resource + Send + Sync + 'static>(
+    graph: &Arc<Graph>,
+    kind: &'static Kind,
+    cache: &Cache<K>,
+    (uids, namespaces, known): (&Queue<String>, &Queue<Key>, &Cache<Namespace>),
+) {
+    graph.follow(kind, cache, uids.clone());
+    let (namespaces, known) = (namespaces.clone(), known.clone());
+    cache.listen(move |object| {
+        let key = Key::new("", object.meta().namespace.clone().unwrap_or_default());
+        // Only one that is on its way out cares what is in it.
+        if known.get(&key).is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
+            namespaces.wake(key);
+        }
+    });
+}
+
+/// A claim wakes the StatefulSet whose claims are named so.
+fn wake_claimants(of: &Kinds, queue: &Queue<Key>) {
+    let (queue, sets) = (queue.clone(), of.stateful_sets.clone());
+    of.claims.listen(move |claim| {
+        let named = crate::pods::name(&claim.metadata);
+        each_in(&sets, claim.metadata.namespace.as_deref(), |key, set| {
+            if claims_begin(set).iter().any(|begin| named.starts_with(begin)) {
+                queue.wake(key.clone());
+            }
+        });
+    });
+}
+
+/// A node whose labels or taints change, that comes or goes, wakes every DaemonSet.
+fn wake_by_nodes(of: &Kinds, queue: &Queue<Key>) {
+    let (queue, sets, nodes) = (queue.clone(), of.daemon_sets.clone(), of.nodes.clone());
+    let mut known: BTreeMap<Key, u64> = BTreeMap::new();
+    of.nodes.listen(move |node| {
+        let key = key_of(&**node);
+        let live = nodes.get(&key).map(|node| what_fits(&node));
+        let before = match live {
+            Some(fits) => known.insert(key, fits),
+            None => known.remove(&key),
+        };
+        if before != live {
+            for set in sets.snapshot().keys() {
+                queue.wake(set.clone());
+            }
+        }
+    });
+}
