@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use gitops::Engine;
 use images::{Image, Images, Reference};
 use serde_json::{Value, json};
-use web::Refusal;
+use web::{Decision, Refusal};
 
 /// The rooms behind `web::Actions`.
 pub(crate) struct Actions {
@@ -23,11 +23,47 @@ impl web::Actions for Actions {
 
     fn diff(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>> {
         Box::pin(async move {
-            let diff = self.engine.diff(&application).await.map_err(|error| {
-                let missing = matches!(error, gitops::Error::NoApplication(_));
-                refuse(if missing { 404 } else { 503 }, &error)
-            })?;
+            let diff = self.engine.diff(&application).await.map_err(|error| refuse_of(&error))?;
             Ok(serde_json::to_value(diff).expect("a diff is plain data"))
+        })
+    }
+
+    fn decide(&self, application: String, decision: Decision) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let engine = &self.engine;
+            let message = match &decision {
+                Decision::Confirm => {
+                    engine.confirm(&application).map(|all| format!("let go: {}", all.join(", ")))
+                }
+                Decision::Approve => {
+                    engine.approve(&application).map(|revision| format!("approved {revision}"))
+                }
+                Decision::RollBack(to) => engine
+                    .roll_back(&application, to.as_deref())
+                    .map(|revision| format!("goes back to {revision}")),
+                Decision::Resume => {
+                    engine.resume(&application).map(|revision| format!("goes on to {revision}"))
+                }
+                Decision::Undo(what) => {
+                    engine.undo(&application, what.as_deref()).await.map(|made| match made.as_slice() {
+                        [] => "all of it is there already".to_owned(),
+                        made => format!("made again: {}", made.join(", ")),
+                    })
+                }
+            };
+            let message = message.map_err(|error| refuse_of(&error))?;
+            Ok(json!({"application": application, "message": message}))
+        })
+    }
+
+    fn pruned(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let found = self.engine.pruned(&application).await.map_err(|error| refuse_of(&error))?;
+            // What it held is for the disk alone: it may be a Secret.
+            Ok(found
+                .iter()
+                .map(|known| json!({"at": known.at, "object": known.id, "revision": known.revision, "file": known.file, "line": known.line}))
+                .collect())
         })
     }
 
@@ -72,6 +108,15 @@ fn parse(reference: &str) -> Result<Reference, Refusal> {
 fn told(image: &Image) -> Value {
     let names: Vec<String> = image.references.iter().map(ToString::to_string).collect();
     json!({ "id": image.id, "digest": image.digest, "references": names, "size": image.size })
+}
+
+fn refuse_of(error: &gitops::Error) -> Refusal {
+    let status = match error {
+        gitops::Error::NoApplication(_) => 404,
+        gitops::Error::Denied { .. } => 409,
+        _ => 503,
+    };
+    refuse(status, error)
 }
 
 fn refuse(status: u16, error: &dyn std::error::Error) -> Refusal {

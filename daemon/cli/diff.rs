@@ -60,7 +60,8 @@ pub(crate) fn render(diffs: &Value, ink: Ink) -> String {
     out
 }
 
-fn render_change(change: &Value, ink: Ink) -> String {
+/// One change and its fields.
+pub(crate) fn render_change(change: &Value, ink: Ink) -> String {
     let (sign, word, tone) = match text(&change["kind"]).as_str() {
         "create" => ("+", "created", Tone::Ok),
         "change" => ("~", "changed", Tone::Wait),

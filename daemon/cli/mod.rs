@@ -3,10 +3,13 @@
 //! Invariant: a command only asks the node's own HTTP address and prints; what it prints is what the page shows.
 //! Invariant: no text of the cluster reaches a terminal with control characters in it.
 
+pub(crate) mod decide;
 pub(crate) mod diff;
 pub(crate) mod down;
+pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod kubeconfig;
+pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod sync;
 pub(crate) mod up;
@@ -54,6 +57,54 @@ pub(crate) enum Command {
     },
     /// Show what a sync would change, field by field; succeeds only when nothing would
     Diff {
+        /// Only this application
+        application: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a sync will do: pods rolled, data that would go, room that is missing; changes nothing
+    Plan {
+        /// Only this application
+        application: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let go what waits for a confirmation: namespaces, claims, large prunes
+    Confirm {
+        /// Which application; may be left out when there is one
+        application: Option<String>,
+    },
+    /// Let the newest revision through that waits for approval or a window
+    Approve {
+        /// Which application; may be left out when there is one
+        application: Option<String>,
+    },
+    /// Go back to an earlier revision; self-healing goes on, and the next commit is tried by itself
+    Rollback {
+        /// Which application
+        application: String,
+        /// Its first digits, as in `holdfast history`; the last healthy one when left out
+        revision: Option<String>,
+    },
+    /// End a rollback: the newest revision is applied again
+    Resume {
+        /// Which application; may be left out when there is one
+        application: Option<String>,
+    },
+    /// Make again what was pruned in the last seven days
+    Undo {
+        /// Which application
+        application: String,
+        /// Which object, as `configmap/web`; all that went last when left out
+        object: Option<String>,
+        /// Only list what can be brought back
+        #[arg(long)]
+        list: bool,
+    },
+    /// Show every sync: commit, author, what it did, how long each part took, how it ended
+    History {
         /// Only this application
         application: Option<String>,
         /// As JSON
@@ -113,6 +164,20 @@ pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
     let done = match command {
         Command::Status { json, wait } => status::run(at, json, wait.map(Duration::from_secs), ink).await,
         Command::Diff { application, json } => diff::run(at, application.as_deref(), json, ink).await,
+        Command::Plan { application, json } => plan::run(at, application.as_deref(), json, ink).await,
+        Command::Confirm { application } => decide::run(at, "/confirm", application.as_deref(), &[]).await,
+        Command::Approve { application } => decide::run(at, "/approve", application.as_deref(), &[]).await,
+        Command::Resume { application } => decide::run(at, "/resume", application.as_deref(), &[]).await,
+        Command::Rollback { application, revision } => {
+            let more = revision.map(|revision| ("revision", revision));
+            decide::run(at, "/rollback", Some(&application), more.as_slice()).await
+        }
+        Command::Undo { application, object: _, list: true } => decide::pruned(at, &application, ink).await,
+        Command::Undo { application, object, list: false } => {
+            let more = object.map(|object| ("object", object));
+            decide::run(at, "/undo", Some(&application), more.as_slice()).await
+        }
+        Command::History { application, json } => history::run(at, application.as_deref(), json, ink).await,
         Command::Sync { application } => sync::run(at, application.as_deref()).await,
         Command::Image { command } => image::run(at, command, ink).await,
         Command::Kubeconfig { path } => kubeconfig::run(at, path),

@@ -170,3 +170,57 @@ async fn without_a_node_the_way_out_is_named() {
     let error = at.get("/status").await.unwrap_err();
     assert_eq!(error.to_string(), format!("no node answers at http://{free}: start one with `holdfast up`"));
 }
+
+#[test]
+fn a_plan_says_what_happens_to_what_runs() {
+    let plans = json!([{"application": "demo", "revision": "0123456789012345678901234567890123456789", "held": "dir-1",
+    "waits": "revision 0123456 waits for approval: holdfast approve demo",
+    "hooks": [{"object": {"kind": "Job", "namespace": "default", "name": "migrate"}, "phase": "pre-sync", "file": "m.yaml", "line": 1}],
+    "defects": [],
+    "changes": [
+        {"object": {"kind": "Deployment", "namespace": "default", "name": "web"}, "kind": "change", "file": "w.yaml", "line": 3,
+         "fields": [{"path": "spec.replicas", "old": 3, "new": 2}],
+         "effects": [{"kind": "roll", "message": "2 pods replaced, at most 0 of 2 unavailable", "pods": ["web-1", "web-0"], "unavailable": 0}]},
+        {"object": {"kind": "PersistentVolumeClaim", "namespace": "default", "name": "data"}, "kind": "hold", "file": "w.yaml", "line": 9,
+         "reason": "the data on its volume would go with it; `holdfast confirm demo` lets it go", "fields": [],
+         "effects": [{"kind": "data", "message": "volume v (1Gi) and the data on it are deleted"}]},
+    ]}]);
+    let expected = "demo: dir-1 → 0123456
+revision 0123456 waits for approval: holdfast approve demo
+
+► Job default/migrate pre-sync hook  m.yaml:1
+
+~ Deployment default/web changed  w.yaml:3
+    spec.replicas: 3 → 2
+    → 2 pods replaced, at most 0 of 2 unavailable
+      web-1, web-0
+
+= PersistentVolumeClaim default/data kept  w.yaml:9
+    the data on its volume would go with it; `holdfast confirm demo` lets it go
+    ! volume v (1Gi) and the data on it are deleted
+
+1 to change, 1 kept back
+";
+    assert_eq!(plan::render(&plans, INK), expected);
+    assert!(plan::is_sound(&plans));
+    let none = json!([{"application": "demo", "revision": "a", "held": "a", "changes": [], "defects": []}]);
+    assert_eq!(plan::render(&none, INK), "demo: at a\n\nnothing to do: live is what the files say\n");
+}
+
+#[test]
+fn the_history_says_what_each_sync_did_and_how_it_ended() {
+    let app = json!({"name": "demo", "status": {"sync": {"revision": "r2"}, "history": [
+        {"revision": "r1", "author": "Ada", "message": "One\n\nmore", "startedAt": "2026-01-01T00:00:00Z", "result": "Healthy",
+         "did": {"created": 2}, "phases": [{"name": "apply", "milliseconds": 12}, {"name": "health", "milliseconds": 1500}]},
+        {"revision": "r2", "startedAt": "2026-01-01T00:01:00Z", "result": "Failed: no", "trigger": "rollback",
+         "objects": [{"object": "ConfigMap default/a", "did": "failed", "from": "a.yaml:1", "message": "no"}]}]}});
+    let expected = "demo
+● r2, 60 s ago (rollback)
+    Failed: no
+    failed ConfigMap default/a: no a.yaml:1
+  r1 One by Ada, 2 min ago
+    Healthy · 2 created · apply 12 ms, health 1.5 s
+";
+    let now = "2026-01-01T00:02:00Z".parse().unwrap();
+    assert_eq!(history::render(&app, INK, now), expected.replace("60 s", "1 min"));
+}

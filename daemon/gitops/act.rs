@@ -36,6 +36,58 @@ pub(crate) async fn get(door: &Client, object: &Object) -> Result<Value, kube::E
     send(door, Method::GET, &path_of(object.kind, &object.id), None).await
 }
 
+/// Reads an object of a kind as it is now.
+pub(crate) async fn get_by(door: &Client, kind: &Kind, id: &Id) -> Result<Value, kube::Error> {
+    send(door, Method::GET, &path_of(kind, id), None).await
+}
+
+/// Asks whether a pod would be let in.
+pub(crate) async fn try_pod(door: &Client, namespace: &str, pod: &Value) -> Result<Value, kube::Error> {
+    let path =
+        format!("/api/v1/namespaces/{}/pods?dryRun=All&fieldManager={FIELD_MANAGER}", escape(namespace));
+    send(door, Method::POST, &path, Some(("application/json", pod))).await
+}
+
+/// Makes an object that was pruned once more. One that is there already stays as it is.
+pub(crate) async fn restore(
+    door: &Client,
+    kind: &Kind,
+    id: &Id,
+    object: &Value,
+) -> Result<bool, kube::Error> {
+    let path = path_of(kind, id);
+    let list = path.rsplit_once('/').map_or("", |(list, _)| list);
+    let path = format!("{list}?fieldManager={FIELD_MANAGER}-undo");
+    match send(door, Method::POST, &path, Some(("application/json", object))).await {
+        Ok(_) => Ok(true),
+        Err(error) if client::is_already_exists(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes the application's own object.
+pub(crate) async fn forget(door: &Client, name: &str) -> Result<(), Error> {
+    let path = format!("/apis/holdfast.dev/v1/applications/{}", escape(name));
+    match send(door, Method::DELETE, &path, None).await {
+        Ok(_) => Ok(()),
+        Err(error) if client::is_not_found(&error) => Ok(()),
+        Err(source) => {
+            Err(Error::Door { verb: "delete", what: format!("application {name}"), source: Box::new(source) })
+        }
+    }
+}
+
+/// Every application object that is there.
+pub(crate) async fn applications(door: &Client) -> Result<Vec<Value>, Error> {
+    let listed = send(door, Method::GET, "/apis/holdfast.dev/v1/applications", None).await;
+    let listed = listed.map_err(|source| Error::Door {
+        verb: "list",
+        what: "applications".to_owned(),
+        source: Box::new(source),
+    })?;
+    Ok(listed["items"].as_array().cloned().unwrap_or_default())
+}
+
 /// Deletes an object if it is still the one that was looked at.
 pub(crate) async fn delete(door: &Client, removal: &Removal) -> Result<(), kube::Error> {
     let body = json!({

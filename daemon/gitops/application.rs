@@ -1,10 +1,9 @@
-//! One application: what it remembers between rounds, how its view is read and its steps are done.
+//! One application: what it remembers between rounds and how its view is read.
 //!
-//! Invariant: memory only saves work. Without it the next round reads the same from the source and the door.
+//! Invariant: memory only saves work. Without it the next round reads the same from the source, the archive and the door.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use api::health::{Health, HealthCode};
 use api::kinds::{self, Kind};
@@ -13,43 +12,48 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Client;
 use kube::api::DynamicObject;
-use reconcile::chain;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::warn;
 
 use crate::Error;
 use crate::act::{self, Run};
+use crate::apply::{immutable, taken};
+use crate::archive::Archive;
 use crate::build::{Builder, Built, Defaults, Defect, Id, Object};
 use crate::config::{Application, Origin};
-use crate::diff::{self, Change, ChangeKind, Diff};
+use crate::decide::{self, Choice, Chosen, short};
 use crate::health::{self, Around};
-use crate::live::{self, Seen, Watched};
-use crate::plan::{Failure, Gone, Live, Removal, Step, Verdict, View, Wanted, prune_hold};
+use crate::hooks::{HookGone, HookView};
+use crate::live::{self, Seen, Watched, whole};
+use crate::marks::{self, Apply};
+use crate::plan::{Failure, Gone, Live, Verdict, View, Wanted};
 use crate::source::{Snapshot, Sourced};
-use crate::status::{ObjectStatus, Source, Status, seconds};
+use crate::status::{Decisions, ObjectStatus, Source, Status, seconds};
+use crate::{history, tell};
 
 /// Requests that one application has under way at once.
-const AT_ONCE: usize = 16;
-/// The wait after an object's first failure; it doubles up to the most.
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-const MOST_RETRY: Duration = Duration::from_secs(60);
-/// Kinds that are made anew when they differ in what cannot change; others with the annotation.
-const MADE_ANEW: [&str; 2] = ["Job", "Pod"];
-const RECREATE: &str = "holdfast.dev/recreate";
+pub(crate) const AT_ONCE: usize = 16;
 
 /// Kinds without a rule, such as a ConfigMap.
 const HEALTHY: Health = Health { code: HealthCode::Healthy, message: String::new() };
 
 pub(crate) struct Follower {
-    application: Application,
+    pub(crate) application: Application,
     source: Source,
     sourced: watch::Receiver<Arc<Sourced>>,
-    watched: Arc<Watched>,
+    pub(crate) watched: Arc<Watched>,
     names: Arc<BTreeSet<String>>,
-    door: Client,
+    board: Board,
+    pub(crate) door: Client,
+    pub(crate) archive: Archive,
+    /// Not declared any more.
+    leaving: bool,
     memory: Mutex<Memory>,
 }
+
+/// Whether each application is in sync and healthy, and if not, why: for those that depend on it.
+pub(crate) type Board = Arc<Mutex<BTreeMap<String, Result<(), String>>>>;
 
 /// What all applications of an engine share.
 #[derive(Clone)]
@@ -58,17 +62,23 @@ pub(crate) struct Neighbourhood {
     /// The names of all applications.
     pub(crate) names: Arc<BTreeSet<String>>,
     pub(crate) door: Client,
+    pub(crate) board: Board,
+    /// Where revisions and what was pruned are kept.
+    pub(crate) archives: std::path::PathBuf,
 }
 
-struct Memory {
-    builder: Option<Builder>,
-    built: Option<(Arc<Snapshot>, Arc<Built>)>,
-    told: Option<Status>,
-    told_at: Option<Timestamp>,
-    seen: BTreeMap<Id, Seen>,
+pub(crate) struct Memory {
+    pub(crate) builder: Option<Builder>,
+    built: Option<(Arc<Snapshot>, Arc<Built>, String)>,
+    archived: Option<Arc<Snapshot>>,
+    pub(crate) told: Option<Status>,
+    pub(crate) told_at: Option<Timestamp>,
+    /// What a person decided and was not told yet.
+    pub(crate) decisions: Option<Decisions>,
+    pub(crate) seen: BTreeMap<Id, Seen>,
     /// The text and the live form for which a dry run gave this verdict.
-    verdicts: BTreeMap<Id, (u64, u64, Verdict)>,
-    failures: BTreeMap<Id, Failure>,
+    pub(crate) verdicts: BTreeMap<Id, (u64, u64, Verdict)>,
+    pub(crate) failures: BTreeMap<Id, Failure>,
 }
 
 impl Follower {
@@ -89,22 +99,54 @@ impl Follower {
                 ..Source::default()
             },
         };
-        let builder = builder(&application);
         let memory = Memory {
-            builder: Some(builder),
+            builder: Some(builder(&application)),
             built: None,
+            archived: None,
             told: None,
             told_at: None,
+            decisions: None,
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
         };
-        let Neighbourhood { watched, names, door } = around.clone();
-        Follower { application, source, sourced, watched, names, door, memory: Mutex::new(memory) }
+        let Neighbourhood { watched, names, door, board, archives } = around.clone();
+        let archive = Archive::new(archives.join(&application.name));
+        let (leaving, memory) = (false, Mutex::new(memory));
+        Follower { application, source, sourced, watched, names, board, door, archive, leaving, memory }
+    }
+
+    /// One whose declaration is gone, and that is to take its objects with it.
+    pub(crate) fn leaving(application: Application, around: &Neighbourhood) -> Follower {
+        let sourced = Sourced { snapshot: Some(Arc::default()), ..Sourced::default() };
+        // Nothing will ever come: what is read is in the archive.
+        let (_, sourced) = watch::channel(Arc::new(sourced));
+        let origin = Origin::Directory(application.dir.clone().unwrap_or_default());
+        Follower { leaving: true, ..Follower::new(application, &origin, sourced, around) }
     }
 
     pub(crate) fn told(&self) -> Option<Status> {
         self.lock().told.clone()
+    }
+
+    /// What the source has now.
+    pub(crate) fn newest(&self) -> Arc<Sourced> {
+        Arc::clone(&self.sourced.borrow())
+    }
+
+    /// Decides something for a person; the next round acts on it and tells it.
+    pub(crate) fn decide(
+        &self,
+        decide: impl FnOnce(&Status, &mut Decisions) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut memory = self.lock();
+        let Some(told) = memory.told.clone() else {
+            return Err(Error::NoSnapshot(self.application.name.clone()));
+        };
+        let mut decisions = memory.decisions.clone().unwrap_or_else(|| told.decisions.clone());
+        decide(&told, &mut decisions)?;
+        memory.decisions = Some(decisions);
+        Ok(())
     }
 
     /// The repository it follows, as shown.
@@ -120,29 +162,66 @@ impl Follower {
     }
 
     /// Reads everything the plan looks at.
-    pub(crate) async fn observe(&self) -> Result<View, Error> {
+    pub(crate) async fn observe(&self, now: Timestamp) -> Result<View, Error> {
         let told = self.remembered().await?;
-        let sourced = Arc::clone(&self.sourced.borrow());
-        let built = self.built(&sourced).await?;
+        let newest = Arc::clone(&self.sourced.borrow());
+        let decisions = self.lock().decisions.clone().unwrap_or_else(|| told.decisions.clone());
+        let (choice, sourced) = self.chosen(&told, &decisions, &newest, now).await?;
+        let mut view = self.look(told, Arc::new(sourced)).await?;
+        if let Some(snapshot) = &newest.snapshot {
+            view.newest.clone_from(&snapshot.revision);
+        }
+        view.source = self.source_now(&newest, &view.told);
+        (view.choice, view.decisions) = (choice, decisions);
+        Ok(view)
+    }
+
+    /// Compares one snapshot with what is live.
+    pub(crate) async fn look(&self, told: Status, sourced: Arc<Sourced>) -> Result<View, Error> {
+        let (built, content) = self.built(&sourced, &told).await?;
+        let (hooks, mut objects): (Vec<Object>, Vec<Object>) =
+            built.objects.iter().cloned().partition(|object| marks::hook(&object.value).is_some());
+        if self.leaving {
+            objects.clear();
+        }
         let inventory = told.inventory();
-        let wanted: BTreeSet<&Id> = built.objects.iter().map(|object| &object.id).collect();
+        let wanted: BTreeSet<&Id> = objects.iter().chain(&hooks).map(|object| &object.id).collect();
         let rest: Vec<&ObjectStatus> =
             inventory.iter().filter(|(id, _)| !wanted.contains(id)).map(|(_, object)| *object).collect();
-        let eyes = self.eyes(&built.objects, &rest).await;
+        let old_hooks: Vec<&crate::status::HookStatus> =
+            told.hooks.iter().filter(|told| !wanted.contains(&told.id())).collect();
+        let kinds = objects.iter().chain(&hooks).map(|object| object.kind);
+        let kinds = kinds.chain(rest.iter().filter_map(|told| kind_of(told)));
+        let eyes = self.eyes(kinds.chain(old_hooks.iter().filter_map(|told| kind_of_hook(told)))).await;
+        let mut defects = built.defects.clone();
+        defects.extend(hooks.iter().filter_map(unknown_hook));
         let gone = rest.into_iter().map(|told| self.gone(told, &eyes)).collect();
-        let desired = futures::stream::iter(built.objects.iter().cloned())
-            .map(|object| self.wanted(object, &eyes))
+        let hooks_gone = old_hooks.into_iter().map(|told| self.hook_gone(told, &eyes)).collect();
+        let hooks = hooks.into_iter().filter_map(|object| self.hook(object, &eyes)).collect();
+        let desired = futures::stream::iter(objects)
+            .map(|object| {
+                let known = inventory.get(&object.id).copied();
+                self.wanted(object, known, &eyes)
+            })
             .buffered(AT_ONCE)
             .collect::<Vec<Wanted>>()
             .await;
         self.wait_for(&desired);
         Ok(View {
             application: self.application.clone(),
-            source: self.source_now(&sourced, &told),
+            source: Source::default(),
+            newest: sourced.snapshot.as_ref().map(|snapshot| snapshot.revision.clone()).unwrap_or_default(),
+            choice: Chosen::default(),
+            decisions: told.decisions.clone(),
+            blocked: self.blocked(),
+            leaving: self.leaving,
+            content,
+            hooks,
+            hooks_gone,
             sourced,
-            defects: built.defects.clone(),
-            kept_back: built.kept_back.clone(),
-            unread: built.unread.clone(),
+            defects: if self.leaving { Vec::new() } else { defects },
+            kept_back: if self.leaving { BTreeMap::new() } else { built.kept_back.clone() },
+            unread: if self.leaving { BTreeMap::new() } else { built.unread.clone() },
             desired,
             gone,
             told_at: self.lock().told_at,
@@ -150,25 +229,73 @@ impl Follower {
         })
     }
 
-    /// Does one step. What fails with one object is remembered for that object.
-    pub(crate) async fn act(&self, step: Step, now: Timestamp) -> Result<(), Error> {
-        match step {
-            Step::Report(status) => self.report(*status, now).await,
-            Step::Apply(objects) => {
-                futures::stream::iter(objects)
-                    .for_each_concurrent(AT_ONCE, |object| self.apply(object, now))
-                    .await;
-                Ok(())
-            }
-            Step::Delete(removals) => {
-                let deleted = futures::stream::iter(removals)
-                    .map(|removal| self.delete(removal))
-                    .buffer_unordered(AT_ONCE)
-                    .collect::<Vec<Result<(), Error>>>()
-                    .await;
-                deleted.into_iter().collect()
+    /// The snapshot to hold, and why it is that one.
+    async fn chosen(
+        &self,
+        told: &Status,
+        decisions: &Decisions,
+        newest: &Sourced,
+        now: Timestamp,
+    ) -> Result<(Chosen, Sourced), Error> {
+        let mut sourced = newest.clone();
+        let held = &told.sync.revision;
+        if self.leaving {
+            // The hooks of the end are in the last revision that was held.
+            let last = self.archived(held).await?;
+            sourced.snapshot = last.or(sourced.snapshot);
+            return Ok((Chosen::default(), sourced));
+        }
+        if sourced.snapshot.is_none() && sourced.trouble.is_some() && !held.is_empty() {
+            sourced.snapshot = self.archived(held).await?;
+            return Ok((Chosen::default(), sourced));
+        }
+        let Some(snapshot) = &newest.snapshot else { return Ok((Chosen::default(), sourced)) };
+        let mut chosen = decide::choose(&self.application, told, decisions, &snapshot.revision, now);
+        if let Choice::Earlier { revision, why, .. } = &chosen.choice {
+            match self.archived(revision).await? {
+                Some(earlier) => sourced.snapshot = Some(earlier),
+                None => {
+                    let why =
+                        format!("{why}; revision {} is not kept on this machine any more", short(revision));
+                    chosen.choice = Choice::None { why };
+                }
             }
         }
+        Ok((chosen, sourced))
+    }
+
+    async fn archived(&self, revision: &str) -> Result<Option<Arc<Snapshot>>, Error> {
+        let known = self.lock().archived.clone().filter(|known| known.revision == revision);
+        if known.is_some() || revision.is_empty() {
+            return Ok(known);
+        }
+        let (archive, wanted) = (self.archive.clone(), revision.to_owned());
+        let load = tokio::task::spawn_blocking(move || archive.load(&wanted));
+        let loaded = load.await.map_err(|_| Error::CutOff("reading a kept revision"))?.map(Arc::new);
+        self.lock().archived.clone_from(&loaded);
+        Ok(loaded)
+    }
+
+    /// The application whose trouble this one waits out.
+    fn blocked(&self) -> Option<String> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        self.application.depends_on.iter().find_map(|name| match board.get(name) {
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(format!("application {name}, which is not there yet: {why}")),
+            None => Some(format!("application {name}, which was not read yet")),
+        })
+    }
+
+    /// Says to those that depend on this application how it is.
+    pub(crate) fn post(&self, status: &Status) {
+        let healthy = matches!(status.health.code.as_str(), "Healthy" | "Suspended");
+        let good = status.sync.state == "Synced" && healthy && status.sync.waits_for.is_empty();
+        let why = || match healthy {
+            true => status.sync.message.clone(),
+            false => status.health.message.clone(),
+        };
+        let told = if good { Ok(()) } else { Err(why()) };
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).insert(self.application.name.clone(), told);
     }
 
     /// The status told last; the first time it is read through the door, where an earlier daemon left it.
@@ -184,11 +311,12 @@ impl Follower {
             let what = || format!("the status of application {}", self.application.name);
             serde_json::from_value(status).map_err(|source| Error::Json { what: what(), source })?
         };
+        self.post(&told);
         self.lock().told = Some(told.clone());
         Ok(told)
     }
 
-    fn spec(&self) -> Value {
+    pub(crate) fn spec(&self) -> Value {
         let app = &self.application;
         let mut source = serde_json::Map::new();
         match self.repository() {
@@ -204,43 +332,51 @@ impl Follower {
                 source.insert("dir".to_owned(), json!(self.source.location));
             }
         }
-        json!({"source": source, "policy": {"prune": app.prune, "selfHeal": !app.suspend}, "suspend": app.suspend})
+        let policy = json!({"prune": app.prune, "selfHeal": !app.suspend, "onRemoval": app.on_removal});
+        json!({"source": source, "policy": policy, "suspend": app.suspend})
     }
 
-    /// The objects of the snapshot; built when it changed.
-    async fn built(&self, sourced: &Sourced) -> Result<Arc<Built>, Error> {
-        let Some(snapshot) = sourced.snapshot.clone() else { return Ok(Arc::default()) };
+    /// The objects of the snapshot, and the name of all that they say; built when it changed.
+    async fn built(&self, sourced: &Sourced, told: &Status) -> Result<(Arc<Built>, String), Error> {
+        let Some(snapshot) = sourced.snapshot.clone() else { return Ok((Arc::default(), String::new())) };
         let mut builder = {
             let mut memory = self.lock();
-            if let Some((of, built)) = &memory.built
+            if let Some((of, built, content)) = &memory.built
                 && Arc::ptr_eq(of, &snapshot)
             {
-                return Ok(Arc::clone(built));
+                return Ok((Arc::clone(built), content.clone()));
             }
             memory.builder.take().unwrap_or_else(|| builder(&self.application))
         };
-        let of = Arc::clone(&snapshot);
+        let (of, archive, keep) = (Arc::clone(&snapshot), self.archive.clone(), kept(told));
         let build = tokio::task::spawn_blocking(move || {
-            let built = builder.build(&of);
-            (builder, built)
+            // Before anything of it is applied: the way back has to be there first.
+            let saved = archive.save(&of, &keep);
+            (builder.build(&of), builder, saved)
         });
-        let (builder, built) = build.await.map_err(|_| Error::CutOff("building the objects"))?;
+        let (built, builder, saved) = build.await.map_err(|_| Error::CutOff("building the objects"))?;
+        if let Err(error) = saved {
+            warn!(
+                application = self.application.name,
+                error = reconcile::chain(&error),
+                "the revision is not kept"
+            );
+        }
+        let content = content(&built);
         let built = Arc::new(built);
         let wanted: BTreeSet<&Id> = built.objects.iter().map(|object| &object.id).collect();
         let mut memory = self.lock();
         memory.builder = Some(builder);
         memory.verdicts.retain(|id, _| wanted.contains(id));
         memory.failures.retain(|id, _| wanted.contains(id));
-        memory.built = Some((snapshot, Arc::clone(&built)));
-        Ok(built)
+        memory.built = Some((snapshot, Arc::clone(&built), content.clone()));
+        Ok((built, content))
     }
 
     /// The caches of the kinds in question, and what is around them.
-    async fn eyes(&self, objects: &[Object], rest: &[&ObjectStatus]) -> Eyes {
-        let wanted = objects.iter().map(|object| object.kind);
-        let gone = rest.iter().filter_map(|told| kind_of(told));
+    async fn eyes(&self, kinds: impl Iterator<Item = &'static Kind>) -> Eyes {
         let kinds: BTreeMap<(&str, &str), &'static Kind> =
-            wanted.chain(gone).map(|kind| ((kind.group.as_str(), kind.kind.as_str()), kind)).collect();
+            kinds.map(|kind| ((kind.group.as_str(), kind.kind.as_str()), kind)).collect();
         let mut eyes = Eyes { caches: BTreeMap::new(), around: Around::default() };
         let looks_deeper = kinds.keys().any(|(_, kind)| health::has_pods(kind) || *kind == "Service");
         for (name, kind) in kinds {
@@ -252,21 +388,54 @@ impl Follower {
         eyes
     }
 
+    fn hook(&self, object: Object, eyes: &Eyes) -> Option<HookView> {
+        let hook = marks::hook(&object.value)?;
+        let live = self.live(&object.id, object.kind, eyes).map(|(live, _)| live);
+        let ended = self.watched.ended(&object.id).and_then(|ended| Some((ended.run?, ended.health)));
+        let failure = self.lock().failures.get(&object.id).filter(|known| known.hash == object.hash).cloned();
+        Some(HookView { object, hook, live, ended, failure })
+    }
+
+    fn hook_gone(&self, told: &crate::status::HookStatus, eyes: &Eyes) -> HookGone {
+        let kind = kind_of_hook(told);
+        let live = kind.and_then(|kind| self.live(&told.id(), kind, eyes)).map(|(live, _)| live);
+        HookGone { told: told.clone(), kind, live }
+    }
+
     fn gone(&self, told: &ObjectStatus, eyes: &Eyes) -> Gone {
         let kind = kind_of(told);
         let live = kind.and_then(|kind| self.live(&told.id(), kind, eyes)).map(|(live, _)| live);
         Gone { told: told.clone(), kind, live }
     }
 
-    async fn wanted(&self, object: Object, eyes: &Eyes) -> Wanted {
+    async fn wanted(&self, object: Object, told: Option<&ObjectStatus>, eyes: &Eyes) -> Wanted {
+        let known = told.and_then(|told| u64::from_str_radix(&told.applied, 16).ok()).unwrap_or_default();
+        let how = marks::apply(&object.value);
         let Some((live, seen)) = self.live(&object.id, object.kind, eyes) else {
             let failure =
                 self.lock().failures.get(&object.id).filter(|known| known.hash == object.hash).cloned();
-            let verdict = failure.map_or(Verdict::Missing, Verdict::Failed);
-            return Wanted { object, live: None, verdict };
+            let verdict = match failure {
+                _ if how == Apply::Never => Verdict::Left,
+                Some(failure) => Verdict::Failed(failure),
+                None => self.end(&object, told).map_or(Verdict::Missing, Verdict::Ended),
+            };
+            return Wanted { object, live: None, verdict, known };
         };
-        let verdict = self.verdict(&object, &seen).await;
-        Wanted { object, live: Some(live), verdict }
+        let verdict = match how {
+            Apply::Never => Verdict::Left,
+            Apply::Once => Verdict::Same,
+            Apply::Always | Apply::Replace => self.verdict(&object, &seen).await,
+        };
+        Wanted { object, live: Some(live), verdict, known }
+    }
+
+    /// How a Job ended that has deleted itself since.
+    fn end(&self, object: &Object, told: Option<&ObjectStatus>) -> Option<Health> {
+        if !history::takes_itself_away(object) || !history::was_applied(told, object) {
+            return None;
+        }
+        let seen = self.watched.ended(&object.id).map(|ended| ended.health);
+        seen.or_else(|| history::read_end(&told?.ended))
     }
 
     /// What is live of an object, and what was read off it.
@@ -311,7 +480,8 @@ impl Follower {
                 return verdict.clone();
             }
         }
-        let verdict = match act::apply(&self.door, object, Run::Dry).await {
+        let masked = self.masked(object).await;
+        let verdict = match act::apply(&self.door, &masked, Run::Dry).await {
             Ok(after) if Seen::of(&after).digest == seen.digest => Verdict::Same,
             // The cache lags behind the server: what is live now decides.
             Ok(after) if Seen::of(&after).version != seen.version => match act::get(&self.door, object).await
@@ -359,140 +529,7 @@ impl Follower {
         }
     }
 
-    async fn report(&self, status: Status, now: Timestamp) -> Result<(), Error> {
-        match act::report(&self.door, &self.application.name, &status).await {
-            Ok(()) => {}
-            Err(Error::Door { source, .. }) if client::is_not_found(&source) => {
-                act::declare(&self.door, &self.application.name, &self.spec()).await?;
-                act::report(&self.door, &self.application.name, &status).await?;
-            }
-            Err(error) => return Err(error),
-        }
-        let mut memory = self.lock();
-        memory.told = Some(status);
-        memory.told_at = Some(now);
-        Ok(())
-    }
-
-    async fn apply(&self, object: Object, now: Timestamp) {
-        let applied = act::apply(&self.door, &object, Run::Real).await;
-        match applied {
-            Ok(after) => {
-                info!(application = self.application.name, object = %object.id, file = %object.file, line = object.line, "applied");
-                let seen = Seen::of(&after);
-                let mut memory = self.lock();
-                memory.failures.remove(&object.id);
-                memory.verdicts.insert(object.id.clone(), (object.hash, seen.digest, Verdict::Same));
-                if !memory.seen.contains_key(&object.id) {
-                    self.watched.made(&object.id, seen);
-                }
-            }
-            Err(error) => self.failed(&object, &error, now),
-        }
-    }
-
-    fn failed(&self, object: &Object, error: &kube::Error, now: Timestamp) {
-        let mut memory = self.lock();
-        let tries = memory
-            .failures
-            .get(&object.id)
-            .filter(|known| known.hash == object.hash)
-            .map_or(0, |known| known.tries);
-        if let (Some(why), Some(seen)) = (immutable(object, error), memory.seen.get(&object.id)) {
-            let verdict = (object.hash, seen.digest, Verdict::Immutable(why));
-            memory.verdicts.insert(object.id.clone(), verdict);
-            return;
-        }
-        let (path, message, help) = told_by(error);
-        let place = path.and_then(|path| memory.builder.as_ref().map(|builder| builder.place(object, &path)));
-        let (line, column) = place.unwrap_or((object.line, 0));
-        let wait = FIRST_RETRY.saturating_mul(2u32.saturating_pow(tries.min(16))).min(MOST_RETRY);
-        let defect = Defect {
-            file: object.file.to_string(),
-            line,
-            column,
-            message: format!("{}: {message}", object.id),
-            help,
-            object: Some(object.id.to_string()),
-        };
-        let failure = Failure { hash: object.hash, defect, tries: tries + 1, retry_at: now + wait };
-        memory.failures.insert(object.id.clone(), failure);
-    }
-
-    async fn delete(&self, removal: Removal) -> Result<(), Error> {
-        info!(application = self.application.name, object = %removal.id, why = removal.why, "delete");
-        let deleted = act::delete(&self.door, &removal).await;
-        deleted.map_err(|source| Error::Door {
-            verb: "delete",
-            what: removal.id.to_string(),
-            source: Box::new(source),
-        })
-    }
-
-    /// What a sync would change now.
-    pub(crate) async fn diff(&self) -> Result<Diff, Error> {
-        let view = self.observe().await?;
-        let Some(snapshot) = view.sourced.snapshot.clone() else {
-            return Err(Error::NoSnapshot(self.application.name.clone()));
-        };
-        let mut changes = Vec::new();
-        for wanted in &view.desired {
-            changes.extend(self.change(wanted).await);
-        }
-        for gone in &view.gone {
-            let ours =
-                gone.live.as_ref().is_some_and(|live| live.owner.as_deref() == Some(&self.application.name));
-            if ours {
-                let hold = prune_hold(&view, gone);
-                changes.push(Change {
-                    object: gone.told.id(),
-                    kind: if hold.is_some() { ChangeKind::Hold } else { ChangeKind::Prune },
-                    file: gone.told.file.clone(),
-                    line: gone.told.line,
-                    reason: hold.unwrap_or_else(|| "no file wants it any more".to_owned()),
-                    fields: Vec::new(),
-                });
-            }
-        }
-        changes.sort_by(|a, b| a.object.cmp(&b.object));
-        let (application, revision) = (self.application.name.clone(), snapshot.revision.clone());
-        Ok(Diff { application, revision, changes, defects: view.defects })
-    }
-
-    async fn change(&self, wanted: &Wanted) -> Option<Change> {
-        let object = &wanted.object;
-        let empty = Value::Null;
-        let (kind, reason, fields) = match &wanted.verdict {
-            Verdict::Same => return None,
-            Verdict::Missing => {
-                (ChangeKind::Create, String::new(), diff::fields(&object.id.kind, &empty, &object.value))
-            }
-            Verdict::Immutable(why) => (ChangeKind::Recreate, why.clone(), Vec::new()),
-            Verdict::Failed(failure) => (ChangeKind::Fail, failure.defect.message.clone(), Vec::new()),
-            Verdict::Taken(defect) => (ChangeKind::Fail, defect.message.clone(), Vec::new()),
-            Verdict::Differs => {
-                let cache = self.watched.of(object.kind).await;
-                let live = cache.get(&live::key(&object.id)).map(|live| whole(&live, object.kind));
-                match act::apply(&self.door, object, Run::Dry).await {
-                    Ok(after) => {
-                        let fields = diff::fields(&object.id.kind, live.as_ref().unwrap_or(&empty), &after);
-                        (ChangeKind::Change, String::new(), fields)
-                    }
-                    Err(error) => (ChangeKind::Fail, told_by(&error).1, Vec::new()),
-                }
-            }
-        };
-        Some(Change {
-            object: object.id.clone(),
-            kind,
-            file: object.file.to_string(),
-            line: object.line,
-            reason,
-            fields,
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Memory> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Memory> {
         // Memory only saves work: whatever a panic left in it is checked by the next round.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -503,67 +540,41 @@ struct Eyes {
     around: Around,
 }
 
-fn taken(object: &Object, other: &str) -> Verdict {
-    Verdict::Taken(Defect {
+/// The revisions that can be gone back to.
+fn kept(told: &Status) -> BTreeSet<String> {
+    let history = told.history.iter().map(|known| known.revision.clone());
+    let pinned = told.decisions.pinned.iter().map(|pin| pin.revision.clone());
+    history.chain(pinned).chain([told.sync.revision.clone()]).collect()
+}
+
+/// Differs when any object that the files want differs.
+fn content(built: &Built) -> String {
+    let mut hashes: Vec<(&Id, u64)> = built.objects.iter().map(|object| (&object.id, object.hash)).collect();
+    hashes.sort_unstable();
+    let all: Vec<Value> = hashes.into_iter().map(|(id, hash)| json!([id.to_string(), hash])).collect();
+    tell::mark(crate::build::hash(&Value::Array(all)))
+}
+
+pub(crate) fn builder(application: &Application) -> Builder {
+    Builder::new(Defaults { namespace: application.namespace.clone(), application: application.name.clone() })
+}
+
+fn unknown_hook(object: &Object) -> Option<Defect> {
+    let word = marks::unknown_hook(&object.value)?;
+    Some(Defect {
         file: object.file.to_string(),
         line: object.line,
         column: 0,
-        message: format!("{} is kept by application {other} already", object.id),
-        help: "remove it from one of the two".to_owned(),
+        message: format!("{} is a hook of phase \"{word}\", which does not exist", object.id),
+        help: "write pre-sync, sync, post-sync, sync-failed, pre-delete or post-delete".to_owned(),
         object: Some(object.id.to_string()),
     })
-}
-
-fn builder(application: &Application) -> Builder {
-    Builder::new(Defaults { namespace: application.namespace.clone(), application: application.name.clone() })
 }
 
 fn kind_of(told: &ObjectStatus) -> Option<&'static Kind> {
     kinds::by_kind(&kinds::api_version(&told.group, &told.version), &told.kind)
 }
 
-/// A cached object as the API gives it.
-fn whole(object: &DynamicObject, kind: &Kind) -> Value {
-    let mut value = serde_json::to_value(object).unwrap_or_default();
-    if let Some(fields) = value.as_object_mut() {
-        // Items of a list come without them; health rules go by them.
-        fields.insert("apiVersion".to_owned(), json!(kind.api_version()));
-        fields.insert("kind".to_owned(), json!(kind.kind));
-    }
-    value
-}
-
-/// Whether the object is refused for a field that cannot change, and may be made anew.
-fn immutable(object: &Object, error: &kube::Error) -> Option<String> {
-    let kube::Error::Api(status) = error else { return None };
-    let fixed = status.code == 422
-        && ["immutable", "may not change fields", "may not be changed", "cannot be changed"]
-            .iter()
-            .any(|words| status.message.contains(words));
-    let allowed = MADE_ANEW.contains(&object.id.kind.as_str())
-        || object.value["metadata"]["annotations"][RECREATE] == "true";
-    (fixed && allowed).then(|| status.message.lines().next().unwrap_or_default().to_owned())
-}
-
-/// The field, the sentence and the way out of an answer that is no success.
-fn told_by(error: &kube::Error) -> (Option<String>, String, String) {
-    let kube::Error::Api(status) = error else {
-        return (None, chain(error), "it is tried again by itself".to_owned());
-    };
-    let cause = status.details.as_ref().and_then(|details| details.causes.first());
-    let field = cause.map(|cause| cause.field.clone()).filter(|field| !field.is_empty());
-    let help = match status.code {
-        404 if status.message.contains("namespaces") => {
-            "add the Namespace to the files, or create it".to_owned()
-        }
-        422 if status.message.contains("immutable") => {
-            format!(
-                "revert the field, or add the annotation {RECREATE}: \"true\" to have the object deleted and made again"
-            )
-        }
-        422 | 400 => "correct the file".to_owned(),
-        403 => "ask whoever set the policy".to_owned(),
-        _ => "it is tried again by itself".to_owned(),
-    };
-    (field, status.message.clone(), help)
+fn kind_of_hook(told: &crate::status::HookStatus) -> Option<&'static Kind> {
+    kinds::kinds().iter().find(|kind| kind.group == told.group && kind.kind == told.kind)
 }

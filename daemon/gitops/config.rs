@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Error;
+use crate::policy::{Ignore, OnRemoval, Policy, Window};
 use crate::source::Location;
 
 /// One application: a source, a path and a policy.
@@ -44,6 +45,31 @@ pub struct Application {
     /// Looks and tells, but changes nothing.
     #[serde(default)]
     pub suspend: bool,
+    /// Whether a new revision waits for `holdfast approve`.
+    #[serde(default)]
+    pub policy: Policy,
+    /// What becomes of the objects when this declaration leaves config.toml.
+    #[serde(default)]
+    pub on_removal: OnRemoval,
+    /// Percent of the objects: pruning more than this (and more than five) waits for `holdfast confirm`.
+    #[serde(default = "half")]
+    pub prune_share_most: u8,
+    /// Applications that have to be in sync and healthy before changes of this one are applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<String>,
+    /// A revision that is not healthy this long after it was begun is quarantined, and the last healthy one is brought back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_after: Option<Seconds>,
+    /// When new revisions may be applied; at any time when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub window: Vec<Window>,
+    /// Fields that belong to somebody else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<Ignore>,
+}
+
+fn half() -> u8 {
+    50
 }
 
 fn default_namespace() -> String {
@@ -126,6 +152,17 @@ impl Application {
         self.origin().map(|_| ())
     }
 
+    fn check_policy(&self) -> Result<(), String> {
+        if self.prune_share_most > 100 {
+            return Err("prune_share_most is a percentage, at most 100".to_owned());
+        }
+        if self.depends_on.contains(&self.name) {
+            return Err("it depends on itself; remove it from depends_on".to_owned());
+        }
+        self.window.iter().try_for_each(|window| window.parse().map(|_| ()))?;
+        self.ignore.iter().try_for_each(Ignore::check)
+    }
+
     pub(crate) fn origin(&self) -> Result<Origin, Error> {
         let refuse = |why: &str| Err(Error::Config { application: self.name.clone(), why: why.to_owned() });
         if !is_label(&self.name) {
@@ -133,6 +170,9 @@ impl Application {
         }
         if !is_label(&self.namespace) {
             return refuse("its namespace has to be of lower-case letters, digits and '-', at most 63");
+        }
+        if let Err(why) = self.check_policy() {
+            return refuse(&why);
         }
         match (&self.dir, &self.git) {
             (Some(_), Some(_)) => refuse("it names both `dir` and `git`; keep one"),

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::build::{Defect, Id};
+use crate::forecast::Effect;
 
 /// What a sync of an application would do now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,10 +15,29 @@ pub struct Diff {
     pub application: String,
     /// The revision that would be applied.
     pub revision: String,
-    /// By object; empty when live is what the files say.
+    /// The revision that is held now.
+    pub held: String,
+    /// What the revision waits for; empty when it is applied at once.
+    pub waits: String,
+    /// Hooks that would run, in their order.
+    pub hooks: Vec<PlannedHook>,
+    /// In the order in which it happens; empty when live is what the files say.
     pub changes: Vec<Change>,
     /// What is kept back.
     pub defects: Vec<Defect>,
+}
+
+/// A hook that would run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedHook {
+    /// Which object.
+    pub object: Id,
+    /// `pre-sync`, …
+    pub phase: &'static str,
+    /// The file it is written in.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
 }
 
 /// What would happen to one object.
@@ -33,8 +53,14 @@ pub struct Change {
     pub line: u32,
     /// Why, where that is not plain.
     pub reason: String,
+    /// Its wave.
+    pub wave: i64,
+    /// It waits for a person's confirmation.
+    pub confirm: bool,
     /// The fields that would change.
     pub fields: Vec<FieldChange>,
+    /// What that does to what runs.
+    pub effects: Vec<Effect>,
 }
 
 /// What would happen to an object.

@@ -8,21 +8,31 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use client::Caches;
 use jiff::Timestamp;
 use reconcile::{Backoff, Plan, Queue, Reconciler, Tasks, Work};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, watch};
+use tracing::warn;
 
-use crate::Error;
-use crate::application::{Follower, Neighbourhood};
+use crate::application::{Board, Follower, Neighbourhood};
+use crate::archive::Tombstone;
+use crate::build::Id;
 use crate::config::{Application, Origin};
 use crate::diff::Diff;
 use crate::live::Watched;
 use crate::plan::{self, Step, View};
 use crate::source::{Directory, Git, Location, Slot, Wanted};
-use crate::status::Status;
+use crate::status::{Decisions, Status};
+use crate::{Error, act, decide, order};
+
+/// The wait before removed applications are looked for again, when that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// What was pruned within this time of each other went together.
+const TOGETHER: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 /// What an engine is made of.
 pub struct Parts {
@@ -62,7 +72,10 @@ impl fmt::Debug for Engine {
 struct Inner {
     queue: Queue<String>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    followers: BTreeMap<String, Follower>,
+    followers: BTreeMap<String, Arc<Follower>>,
+    /// Applications that are no longer declared and take their objects with them.
+    leaving: Mutex<BTreeMap<String, Arc<Follower>>>,
+    around: Neighbourhood,
     /// By the location without credentials.
     hurries: BTreeMap<String, Arc<Notify>>,
     sources: Mutex<Vec<Source>>,
@@ -86,15 +99,20 @@ impl Engine {
             watched: Arc::new(Watched::new(parts.caches.clone(), queue.clone())),
             names: Arc::new(names),
             door: parts.caches.client(),
+            board: Board::default(),
+            archives: parts.dir.join("history"),
         };
         let mut inner = Inner {
             queue: queue.clone(),
             now: Arc::clone(&parts.now),
             followers: BTreeMap::new(),
+            leaving: Mutex::default(),
+            around: around.clone(),
             hurries: BTreeMap::new(),
             sources: Mutex::default(),
             changed: watch::Sender::new(0),
         };
+        check_dependencies(&parts.applications)?;
         let mut repositories: BTreeMap<Location, Git> = BTreeMap::new();
         let mut sources = Vec::new();
         for application in parts.applications {
@@ -120,7 +138,7 @@ impl Engine {
                     git.wanted.push(Wanted { reference: reference.clone(), path: path.clone(), slot });
                 }
             }
-            let follower = Follower::new(application, &origin, sourced, &around);
+            let follower = Arc::new(Follower::new(application, &origin, sourced, &around));
             if inner.followers.insert(name.clone(), follower).is_some() {
                 let why = "its name is taken twice; every application needs its own".to_owned();
                 return Err(Error::Config { application: name, why });
@@ -153,8 +171,41 @@ impl Engine {
                 Source::Git(git) => tasks.spawn(format!("source {}", git.location), |stop| git.run(stop)),
             }
         }
+        let engine = self.clone();
+        tasks.spawn("gitops leavers", |stop| async move {
+            // Cancel-safe: the next start looks for them again.
+            stop.run_until_cancelled(engine.find_leavers()).await;
+        });
         for name in self.names() {
             self.inner.queue.wake(name);
+        }
+    }
+
+    /// Applications of an earlier configuration that were to take their objects with them.
+    async fn find_leavers(&self) {
+        let listed = loop {
+            match act::applications(&self.inner.around.door).await {
+                Ok(listed) => break listed,
+                Err(error) => {
+                    warn!(
+                        error = reconcile::chain(&error),
+                        "applications that were removed are not known yet"
+                    );
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+            }
+        };
+        for object in listed {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let prunes = object["spec"]["policy"]["onRemoval"] == "prune";
+            if name.is_empty() || !prunes || self.inner.followers.contains_key(name) {
+                continue;
+            }
+            let declared = json!({"name": name, "dir": "/", "allow_empty": true, "on_removal": "prune"});
+            let Ok(application) = serde_json::from_value::<Application>(declared) else { continue };
+            let follower = Arc::new(Follower::leaving(application, &self.inner.around));
+            lock(&self.inner.leaving).insert(name.to_owned(), follower);
+            self.inner.queue.wake(name.to_owned());
         }
     }
 
@@ -165,7 +216,7 @@ impl Engine {
 
     /// What an application told last. Nothing before its first round.
     pub fn status(&self, application: &str) -> Option<Status> {
-        self.inner.followers.get(application)?.told()
+        self.inner.follower(application)?.told()
     }
 
     /// All applications with what they told last.
@@ -181,7 +232,7 @@ impl Engine {
     /// Looks at a repository (by its URL or path) or at an application's source right now. Says how many sources were
     /// hurried. What the caller says of the content is not asked for: a webhook only hurries.
     pub fn hurry(&self, what: &str) -> usize {
-        let by_application = self.inner.followers.get(what).and_then(Follower::repository);
+        let by_application = self.inner.followers.get(what).and_then(|follower| follower.repository());
         let wanted = plain(what);
         let fits = |known: &&String| Some(known.as_str()) == by_application || plain(known) == wanted;
         let hurried: Vec<&Arc<Notify>> =
@@ -206,12 +257,187 @@ impl Engine {
     /// # Errors
     /// `NoApplication`, `NoSnapshot` while the source was never read, `Door` when live cannot be read.
     pub async fn diff(&self, application: &str) -> Result<Diff, Error> {
-        self.follower(application)?.diff().await
+        self.follower(application)?.diff((self.inner.now)()).await
     }
 
-    fn follower(&self, application: &str) -> Result<&Follower, Error> {
-        self.inner.followers.get(application).ok_or_else(|| Error::NoApplication(application.to_owned()))
+    /// Lets everything be pruned that waits for a person's word now. Says what that is.
+    ///
+    /// # Errors
+    /// `NoApplication`, `Denied` when nothing waits.
+    pub fn confirm(&self, application: &str) -> Result<Vec<String>, Error> {
+        let mut named = Vec::new();
+        self.decide(application, |told, decisions| {
+            let waiting = told.objects.iter().filter(|object| object.confirm);
+            named = waiting.map(|object| object.id().to_string()).collect();
+            decisions.confirmed.extend(named.iter().cloned());
+            if named.is_empty() { Err("nothing waits for a confirmation".to_owned()) } else { Ok(()) }
+        })?;
+        Ok(named)
     }
+
+    /// Lets the newest revision through although the policy or a window holds it. Says which.
+    ///
+    /// # Errors
+    /// `NoApplication`, `Denied` when nothing waits.
+    pub fn approve(&self, application: &str) -> Result<String, Error> {
+        let mut named = String::new();
+        self.decide(application, |told, decisions| {
+            named.clone_from(&told.source.revision);
+            if named == told.sync.revision || decisions.quarantine(&named).is_some() {
+                return Err("no revision waits for approval".to_owned());
+            }
+            decisions.approved.clone_from(&named);
+            Ok(())
+        })?;
+        Ok(named)
+    }
+
+    /// Goes back to a revision of the history, by its first digits; to the last healthy one when none is named.
+    /// The next revision of the source is applied again by itself. Says which.
+    ///
+    /// # Errors
+    /// `NoApplication`, `Denied` when there is no such revision.
+    pub fn roll_back(&self, application: &str, revision: Option<&str>) -> Result<String, Error> {
+        let now = (self.inner.now)();
+        let mut named = String::new();
+        self.decide(application, |told, decisions| {
+            named = match revision {
+                Some(text) => decide::named(told, text)?,
+                None => decide::last_good(told)
+                    .ok_or_else(|| "no other healthy revision is in the history".to_owned())?,
+            };
+            *decisions = decide::roll_back(told, decisions, &named, now);
+            Ok(())
+        })?;
+        Ok(named)
+    }
+
+    /// Forgets rollback and quarantine: the newest revision is applied.
+    ///
+    /// # Errors
+    /// `NoApplication`, `Denied` when there is nothing to forget.
+    pub fn resume(&self, application: &str) -> Result<String, Error> {
+        let mut named = String::new();
+        self.decide(application, |told, decisions| {
+            named.clone_from(&told.source.revision);
+            if decisions.pinned.is_none() && decisions.quarantined.is_empty() {
+                return Err("nothing was rolled back".to_owned());
+            }
+            decisions.pinned = None;
+            decisions.quarantined.clear();
+            Ok(())
+        })?;
+        Ok(named)
+    }
+
+    /// What was pruned of an application and can be brought back, the newest first.
+    ///
+    /// # Errors
+    /// `NoApplication`.
+    pub async fn pruned(&self, application: &str) -> Result<Vec<Tombstone>, Error> {
+        let (archive, now) = (self.follower(application)?.archive.clone(), (self.inner.now)());
+        let found = tokio::task::spawn_blocking(move || archive.buried(now)).await;
+        found.map_err(|_| Error::CutOff("reading what was pruned"))
+    }
+
+    /// Brings back what was pruned: the object of this name (`ConfigMap/web`, `web`), or all of the last minute's.
+    /// It belongs to nobody then: no file wants it, and nothing prunes it.
+    ///
+    /// # Errors
+    /// `NoApplication`, `Denied` when there is no such object, `Door` when it cannot be made.
+    pub async fn undo(&self, application: &str, what: Option<&str>) -> Result<Vec<String>, Error> {
+        let follower = self.follower(application)?;
+        let found = self.pruned(application).await?;
+        let denied = |why: String| Error::Denied { application: application.to_owned(), why };
+        let last = found.first().map(|newest| newest.at);
+        let chosen: Vec<&Tombstone> = match what {
+            Some(name) => found.iter().filter(|known| is_named(&known.id, name)).collect(),
+            None => found
+                .iter()
+                .filter(|known| last.is_some_and(|last| last.duration_since(known.at) <= TOGETHER))
+                .collect(),
+        };
+        if chosen.is_empty() {
+            let all: Vec<String> = found.iter().take(20).map(|known| known.id.to_string()).collect();
+            return Err(denied(match all.is_empty() {
+                true => "nothing was pruned in the last seven days".to_owned(),
+                false => format!("no such object was pruned; there are: {}", all.join(", ")),
+            }));
+        }
+        let mut restored = Vec::new();
+        // What others need is made before them: pruned the other way round.
+        let mut ordered = chosen;
+        ordered.sort_by_key(|known| order::rank(&known.id.kind));
+        for known in ordered {
+            if follower.restore(known).await? {
+                restored.push(known.id.to_string());
+            }
+        }
+        Ok(restored)
+    }
+
+    fn decide(
+        &self,
+        application: &str,
+        decide: impl FnOnce(&Status, &mut Decisions) -> Result<(), String>,
+    ) -> Result<(), Error> {
+        let denied = |why: String| Error::Denied { application: application.to_owned(), why };
+        self.follower(application)?.decide(|told, decisions| decide(told, decisions).map_err(denied))?;
+        self.inner.queue.wake(application.to_owned());
+        Ok(())
+    }
+
+    fn follower(&self, application: &str) -> Result<Arc<Follower>, Error> {
+        self.inner.follower(application).ok_or_else(|| Error::NoApplication(application.to_owned()))
+    }
+}
+
+impl Inner {
+    fn follower(&self, name: &str) -> Option<Arc<Follower>> {
+        let declared = self.followers.get(name).cloned();
+        declared.or_else(|| lock(&self.leaving).get(name).cloned())
+    }
+
+    /// Wakes the applications that wait for this one.
+    fn wake_dependents(&self, name: &str) {
+        let waiting = self
+            .followers
+            .values()
+            .filter(|follower| follower.application.depends_on.iter().any(|on| on == name));
+        waiting.for_each(|follower| self.queue.wake(follower.application.name.clone()));
+    }
+}
+
+/// An application depends only on what is declared, and never on itself by a detour.
+fn check_dependencies(applications: &[Application]) -> Result<(), Error> {
+    let by_name: BTreeMap<&str, &Application> =
+        applications.iter().map(|application| (application.name.as_str(), application)).collect();
+    for application in applications {
+        let refuse = |why: String| Err(Error::Config { application: application.name.clone(), why });
+        let mut open: Vec<&str> = application.depends_on.iter().map(String::as_str).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(name) = open.pop() {
+            let Some(next) = by_name.get(name) else {
+                return refuse(format!("depends_on names {name}, which is not declared"));
+            };
+            if name == application.name {
+                return refuse("it depends on itself by a detour; break the circle of depends_on".to_owned());
+            }
+            if seen.insert(name) {
+                open.extend(next.depends_on.iter().map(String::as_str));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a person means this object: `web`, `configmap/web`, `ConfigMap default/web`.
+fn is_named(id: &Id, text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    let kind = id.kind.to_ascii_lowercase();
+    [id.name.clone(), format!("{kind}/{}", id.name), id.to_string()]
+        .iter()
+        .any(|known| known.to_ascii_lowercase() == text)
 }
 
 /// A directory name for a repository's copy: stable, and without what a URL may hold.
@@ -246,11 +472,12 @@ impl Reconciler for Loop {
 
     async fn observe(&self, key: &String) -> Result<Option<View>, Error> {
         // A label may name an application that is no longer declared.
-        match self.inner.followers.get(key) {
+        match self.inner.follower(key) {
             Some(follower) => {
                 let first = follower.told().is_none();
-                let view = follower.observe().await?;
+                let view = follower.observe((self.inner.now)()).await?;
                 if first {
+                    self.inner.wake_dependents(key);
                     // What an earlier daemon told is news to whoever looks at this one.
                     self.inner.changed.send_modify(|count| *count += 1);
                 }
@@ -265,10 +492,14 @@ impl Reconciler for Loop {
     }
 
     async fn act(&self, key: &String, step: Step) -> Result<(), Error> {
-        let Some(follower) = self.inner.followers.get(key) else { return Ok(()) };
-        let told = matches!(step, Step::Report(_));
+        let Some(follower) = self.inner.follower(key) else { return Ok(()) };
+        let (told, ends) = (matches!(step, Step::Report(_)), matches!(step, Step::Forget));
         follower.act(step, (self.inner.now)()).await?;
+        if ends {
+            lock(&self.inner.leaving).remove(key);
+        }
         if told {
+            self.inner.wake_dependents(key);
             self.inner.changed.send_modify(|count| *count += 1);
         }
         Ok(())

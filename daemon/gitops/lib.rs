@@ -8,22 +8,40 @@ use std::path::PathBuf;
 
 mod act;
 mod application;
+mod apply;
+mod archive;
 mod build;
 mod config;
+mod decide;
 mod diff;
 mod engine;
+mod forecast;
+mod guard;
 mod health;
+mod history;
+mod hooks;
+mod ignore;
 mod live;
+mod marks;
 mod order;
 mod plan;
+mod policy;
+mod preview;
 mod source;
 mod status;
+mod tell;
 
+pub use archive::Tombstone;
 pub use build::{Defect, Id};
 pub use config::{Application, Seconds};
-pub use diff::{Change, ChangeKind, Diff, FieldChange};
+pub use diff::{Change, ChangeKind, Diff, FieldChange, PlannedHook};
 pub use engine::{Engine, Parts};
-pub use status::{Condition, HealthStatus, ObjectStatus, RevisionStatus, Source, Status, SyncStatus};
+pub use forecast::{Effect, EffectKind};
+pub use policy::{Ignore, OnRemoval, Policy, Window};
+pub use status::{
+    Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,
+    RevisionStatus, Source, Status, SyncStatus, Tally,
+};
 
 /// The one label that the engine puts on a user's objects: the name of their application.
 pub const APPLICATION_LABEL: &str = "holdfast.dev/application";
@@ -160,6 +178,14 @@ pub enum Error {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// What a person asked for cannot be done.
+    #[error("{application}: {why}")]
+    Denied {
+        /// Which application.
+        application: String,
+        /// Why not, and the way out.
+        why: String,
     },
     /// The engine's own files.
     #[error("write {path}")]

@@ -13,13 +13,15 @@ use client::{Cache, Caches, Key};
 use imbl::OrdMap;
 use kube::api::{ApiResource, DynamicObject};
 use reconcile::Queue;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::build::{Id, hash};
 use crate::health::Around;
+use crate::hooks::RUN;
+use crate::marks::Prune;
 use crate::plan::Live;
-use crate::{APPLICATION_LABEL, diff};
+use crate::{APPLICATION_LABEL, diff, marks};
 
 /// The cache has seen what was made within this time, or it is looked at again.
 const FRESH: Duration = Duration::from_secs(2);
@@ -32,6 +34,8 @@ pub(crate) struct Watched {
     waiting: Arc<Mutex<BTreeMap<String, BTreeSet<String>>>>,
     /// Objects just made: their caches may not have them yet.
     fresh: Arc<Mutex<BTreeMap<Id, (Instant, Seen)>>>,
+    /// Jobs and pods of ours that have ended, as long as they are there or were just there.
+    ended: Arc<Mutex<BTreeMap<Id, Ended>>>,
 }
 
 /// What was read off one version of an object.
@@ -45,6 +49,16 @@ pub(crate) struct Seen {
     pub(crate) digest: u64,
     /// By the rule of its kind alone.
     pub(crate) health: Option<Health>,
+    pub(crate) prune: Prune,
+    /// The run of a hook that it was made for.
+    pub(crate) run: Option<String>,
+}
+
+/// How a Job or a hook ended, remembered because its object may be gone at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) run: Option<String>,
+    pub(crate) health: Health,
 }
 
 impl Seen {
@@ -59,18 +73,34 @@ impl Seen {
             deleting: meta.get("deletionTimestamp").is_some_and(|at| !at.is_null()),
             digest: hash(&diff::comparable(object)),
             health: api::health::assess(object),
+            prune: marks::prune(object),
+            run: marks::annotation(object, RUN).map(str::to_owned),
         }
     }
 
     /// For the plan, with the health that its surroundings make of it.
     pub(crate) fn live(&self, health: Health) -> Live {
-        Live { uid: self.uid.clone(), owner: self.owner.clone(), deleting: self.deleting, health }
+        Live {
+            uid: self.uid.clone(),
+            owner: self.owner.clone(),
+            deleting: self.deleting,
+            health,
+            prune: self.prune,
+            run: self.run.clone(),
+        }
     }
 }
 
 impl Watched {
     pub(crate) fn new(caches: Caches, queue: Queue<String>) -> Watched {
-        Watched { caches, queue, known: Mutex::default(), waiting: Arc::default(), fresh: Arc::default() }
+        Watched {
+            caches,
+            queue,
+            known: Mutex::default(),
+            waiting: Arc::default(),
+            fresh: Arc::default(),
+            ended: Arc::default(),
+        }
     }
 
     /// The current objects of a kind; waits for the first list.
@@ -121,7 +151,13 @@ impl Watched {
 
     /// An object was just applied.
     pub(crate) fn made(&self, id: &Id, seen: Seen) {
-        lock(&self.fresh).insert(id.clone(), (Instant::now(), seen));
+        let mut fresh = lock(&self.fresh);
+        // The cache may have been quicker.
+        let known = lock(&self.known);
+        let cache = known.get(id.group.as_str()).and_then(|of_group| of_group.get(&id.kind));
+        if cache.is_none_or(|cache| cache.get(&key(id)).is_none()) {
+            fresh.insert(id.clone(), (Instant::now(), seen));
+        }
     }
 
     /// What was just made and is not in its cache yet.
@@ -135,6 +171,11 @@ impl Watched {
         None
     }
 
+    /// How an object ended that was last seen ended.
+    pub(crate) fn ended(&self, id: &Id) -> Option<Ended> {
+        lock(&self.ended).get(id).cloned()
+    }
+
     /// The cache has it now.
     pub(crate) fn seen(&self, id: &Id) {
         lock(&self.fresh).remove(id);
@@ -143,12 +184,17 @@ impl Watched {
     fn listen(&self, kind: &'static Kind, cache: &Cache<DynamicObject>) {
         let (queue, waiting, fresh) =
             (self.queue.clone(), Arc::clone(&self.waiting), Arc::clone(&self.fresh));
+        let ended = Arc::clone(&self.ended);
+        let ends = matches!(kind.kind.as_str(), "Job" | "Pod");
         let tells_health = matches!(kind.kind.as_str(), "Pod" | "EndpointSlice");
         cache.listen(move |object| {
             let meta = &object.metadata;
             let namespace = meta.namespace.clone().unwrap_or_default();
             if let Some(application) = meta.labels.as_ref().and_then(|labels| labels.get(APPLICATION_LABEL)) {
                 queue.wake(application.clone());
+                if ends {
+                    remember_end(&mut lock(&ended), kind, object);
+                }
             }
             if tells_health {
                 let waiting = lock(&waiting);
@@ -162,6 +208,51 @@ impl Watched {
             }
         });
     }
+}
+
+/// Keeps how a run ended until another one is seen.
+fn remember_end(ended: &mut BTreeMap<Id, Ended>, kind: &'static Kind, object: &DynamicObject) {
+    let meta = &object.metadata;
+    let id = Id {
+        group: kind.group.clone(),
+        kind: kind.kind.clone(),
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+    };
+    let finished = match kind.kind.as_str() {
+        "Pod" => matches!(object.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed")),
+        _ => {
+            let conditions =
+                object.data["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            conditions.iter().any(|known| {
+                matches!(known["type"].as_str(), Some("Complete" | "Failed")) && known["status"] == "True"
+            })
+        }
+    };
+    let run = meta.annotations.as_ref().and_then(|annotations| annotations.get(RUN)).cloned();
+    if finished {
+        // How it ended is judged without its deletion.
+        let mut value = whole(object, kind);
+        if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            meta.remove("deletionTimestamp");
+        }
+        if let Some(health) = api::health::assess(&value) {
+            ended.insert(id, Ended { run, health });
+        }
+    } else if ended.get(&id).is_some_and(|known| known.run != run || run.is_none()) {
+        ended.remove(&id);
+    }
+}
+
+/// A cached object as the API gives it.
+pub(crate) fn whole(object: &DynamicObject, kind: &Kind) -> Value {
+    let mut value = serde_json::to_value(object).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        // Items of a list come without them; health rules go by them.
+        fields.insert("apiVersion".to_owned(), json!(kind.api_version()));
+        fields.insert("kind".to_owned(), json!(kind.kind));
+    }
+    value
 }
 
 /// The key of an object in its kind's cache.

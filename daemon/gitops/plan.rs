@@ -14,9 +14,13 @@ use reconcile::Plan;
 
 use crate::build::{Defect, Id, Object};
 use crate::config::Application;
-use crate::order;
+use crate::decide::{self, Choice, Chosen};
+use crate::guard::{self, Hold};
+use crate::hooks::{HookGone, HookView, Progress, Runner};
+use crate::marks::{Phase, Prune};
 use crate::source::Sourced;
-use crate::status::{HealthStatus, ObjectStatus, Source, Status, SyncStatus};
+use crate::status::{Decisions, HookStatus, ObjectStatus, Source, Status};
+use crate::{order, tell};
 
 /// Health may flutter; it is told at most this often.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
@@ -33,6 +37,18 @@ pub(crate) struct View {
     pub(crate) unread: BTreeMap<Arc<str>, Arc<[u8]>>,
     /// In the inventory, no longer wanted.
     pub(crate) gone: Vec<Gone>,
+    /// The newest revision of the source, whichever is held.
+    pub(crate) newest: String,
+    pub(crate) choice: Chosen,
+    pub(crate) decisions: Decisions,
+    /// The application that this one waits for.
+    pub(crate) blocked: Option<String>,
+    /// Not declared any more: everything goes.
+    pub(crate) leaving: bool,
+    /// Names what the files say; the same content runs a hook once.
+    pub(crate) content: String,
+    pub(crate) hooks: Vec<HookView>,
+    pub(crate) hooks_gone: Vec<HookGone>,
     /// What was told last, and when.
     pub(crate) told: Status,
     pub(crate) told_at: Option<Timestamp>,
@@ -44,6 +60,8 @@ pub(crate) struct Wanted {
     pub(crate) object: Object,
     pub(crate) live: Option<Live>,
     pub(crate) verdict: Verdict,
+    /// The hash of the text that was applied last.
+    pub(crate) known: u64,
 }
 
 /// An object of the inventory that the files want no more.
@@ -62,6 +80,10 @@ pub(crate) struct Live {
     pub(crate) owner: Option<String>,
     pub(crate) deleting: bool,
     pub(crate) health: Health,
+    /// What its annotations say of pruning.
+    pub(crate) prune: Prune,
+    /// The run of a hook that it was made for.
+    pub(crate) run: Option<String>,
 }
 
 /// What a dry run, or the last try, said of a wanted object.
@@ -79,6 +101,38 @@ pub(crate) enum Verdict {
     Failed(Failure),
     /// Another application has it.
     Taken(Defect),
+    /// A Job that ended and took itself away.
+    Ended(Health),
+    /// Its annotation says that it is left alone.
+    Left,
+}
+
+impl Verdict {
+    /// Nothing is to be done.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self, Verdict::Same | Verdict::Ended(_) | Verdict::Left)
+    }
+}
+
+impl Wanted {
+    /// As the files say, and healthy.
+    pub(crate) fn is_settled(&self) -> bool {
+        match (&self.verdict, &self.live) {
+            (Verdict::Ended(health), _) => health.code <= HealthCode::Suspended,
+            (Verdict::Left, None) => true,
+            (Verdict::Same | Verdict::Left, Some(live)) => {
+                live.health.code <= HealthCode::Suspended && !live.deleting
+            }
+            _ => false,
+        }
+    }
+
+    /// It cannot be applied, or does not get well by itself.
+    pub(crate) fn is_failed(&self) -> bool {
+        let refused = matches!(&self.verdict, Verdict::Failed(failure) if failure.tries > 2);
+        let ended = matches!(&self.verdict, Verdict::Ended(health) if health.code == HealthCode::Degraded);
+        refused || ended || self.live.as_ref().is_some_and(|live| live.health.code == HealthCode::Degraded)
+    }
 }
 
 /// A try that failed.
@@ -100,6 +154,8 @@ pub(crate) enum Step {
     Apply(Vec<Object>),
     /// Delete these, in any order.
     Delete(Vec<Removal>),
+    /// Delete the application's own object: nothing of it is left.
+    Forget,
 }
 
 /// An object to delete.
@@ -110,6 +166,8 @@ pub(crate) struct Removal {
     /// Only the very object that was looked at.
     pub(crate) uid: String,
     pub(crate) why: String,
+    /// Whether it is kept for a while, to be brought back.
+    pub(crate) keep: bool,
 }
 
 impl PartialEq for Removal {
@@ -118,6 +176,7 @@ impl PartialEq for Removal {
             && self.id == other.id
             && self.uid == other.uid
             && self.why == other.why
+            && self.keep == other.keep
     }
 }
 
@@ -127,45 +186,123 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         // The source has not spoken yet: what an earlier daemon told still holds.
         return Plan::empty();
     }
-    let pending = pending(view, now);
-    let holds: BTreeMap<Id, String> =
-        view.gone.iter().filter_map(|gone| Some((gone.told.id(), prune_hold(view, gone)?))).collect();
-    let status = status(view, &pending, &holds, now);
+    let (decisions, due) = decide::judge(&view.application, &view.told, &view.decisions, &view.newest, now);
+    // Another revision is held from the next round on.
+    let turns = decisions.pinned != view.decisions.pinned;
+    let acts = !view.application.suspend && !turns && !matches!(view.choice.choice, Choice::None { .. });
+    let round = Round::new(view, decisions, acts, now);
+    let status = tell::status(view, &round, now);
     let mut steps = Vec::new();
-    let mut again = Vec::new();
+    let mut again: Vec<Timestamp> = due.into_iter().chain(view.choice.until).collect();
     match report(view, &status, now) {
         Report::Now => steps.push(Step::Report(Box::new(status))),
         Report::At(at) => again.push(at),
         Report::Nothing => {}
     }
-    if !view.application.suspend {
+    if acts {
         let told = steps.len();
-        steps.extend(pending.apply_steps());
-        if !pending.recreate.is_empty() {
-            steps.push(Step::Delete(pending.recreate.clone()));
-        }
-        if pending.apply.is_empty() && pending.recreate.is_empty() {
-            steps.extend(prune_steps(view, &holds));
-        }
+        steps.extend(round.steps(view));
         if steps.len() > told {
             again.push(now);
         }
-        again.extend(pending.retry_at);
+        again.extend(round.pending.retry_at);
+        again.extend(round.hooks_again);
+    }
+    if turns {
+        again.push(now);
     }
     again.into_iter().fold(Plan::in_turn(steps), Plan::again_at)
 }
 
+/// What one round found out, before it is told and done.
+pub(crate) struct Round<'a> {
+    pub(crate) pending: Pending<'a>,
+    pub(crate) holds: BTreeMap<Id, Hold>,
+    pub(crate) decisions: Decisions,
+    /// Before the objects: hooks.
+    pub(crate) gate: Progress,
+    /// After the objects: hooks.
+    pub(crate) after: Progress,
+    /// Every object is as wanted and healthy.
+    pub(crate) settled: bool,
+    pub(crate) hooks: Vec<HookStatus>,
+    pub(crate) prunes: Vec<Step>,
+    hook_steps: Vec<Step>,
+    hooks_again: Option<Timestamp>,
+}
+
+impl<'a> Round<'a> {
+    fn new(view: &'a View, decisions: Decisions, acts: bool, now: Timestamp) -> Round<'a> {
+        let holds = guard::holds(view);
+        let may_run = acts && view.blocked.is_none() && view.sourced.snapshot.is_some();
+        let mut runner = Runner::new(view, may_run, now);
+        let gate = runner.phase(if view.leaving { Phase::PreDelete } else { Phase::PreSync });
+        let hold = match (&view.choice.choice, &view.blocked, &gate) {
+            (Choice::None { why }, _, _) => Some((why.clone(), true)),
+            (_, Some(blocked), _) => Some((blocked.clone(), true)),
+            (_, _, Progress::Waits(why) | Progress::Failed(why)) => Some((why.clone(), false)),
+            _ => None,
+        };
+        let pending = pending(view, hold, now);
+        let settled = !pending.is_open() && view.desired.iter().all(Wanted::is_settled);
+        let mut after = Progress::Done;
+        if gate == Progress::Done && !view.leaving {
+            after = runner.phase(Phase::Sync);
+            let failed = matches!(after, Progress::Failed(_)) || !view.defects.is_empty();
+            if settled && !failed && after == Progress::Done {
+                after = runner.phase(Phase::PostSync);
+            }
+        }
+        if view.leaving && view.gone.iter().all(|gone| gone.live.is_none()) {
+            after = runner.phase(Phase::PostDelete);
+        }
+        let failed = |progress: &Progress| matches!(progress, Progress::Failed(_));
+        if !view.leaving && (failed(&gate) || failed(&after) || view.desired.iter().any(Wanted::is_failed)) {
+            // How it ends changes nothing: the sync has failed already.
+            let _ = runner.phase(Phase::SyncFailed);
+        }
+        let (hook_steps, hooks_again) = (std::mem::take(&mut runner.steps), runner.again);
+        let hooks = runner.records();
+        let calm = pending.apply.is_empty() && pending.recreate.is_empty() && !pending.held;
+        let free = acts && calm && view.blocked.is_none() && gate == Progress::Done;
+        let prunes = if free { prune_steps(view, &holds) } else { Vec::new() };
+        Round { pending, holds, decisions, gate, after, settled, hooks, prunes, hook_steps, hooks_again }
+    }
+
+    fn steps(&self, view: &View) -> Vec<Step> {
+        let mut steps = self.hook_steps.clone();
+        steps.extend(self.pending.apply_steps());
+        if !self.pending.recreate.is_empty() {
+            steps.push(Step::Delete(self.pending.recreate.clone()));
+        }
+        steps.extend(self.prunes.iter().cloned());
+        let empty = view.gone.iter().all(|gone| gone.live.is_none())
+            && view.hooks_gone.iter().all(|h| h.live.is_none());
+        if view.leaving && empty && self.after == Progress::Done {
+            steps.push(Step::Forget);
+        }
+        steps
+    }
+}
+
 /// What of the desired objects is to be done now, and what has to wait.
 #[derive(Debug, Default)]
-struct Pending<'a> {
-    apply: Vec<&'a Wanted>,
-    recreate: Vec<Removal>,
+pub(crate) struct Pending<'a> {
+    pub(crate) apply: Vec<&'a Wanted>,
+    pub(crate) recreate: Vec<Removal>,
     /// What an object waits for.
-    waits: BTreeMap<&'a Id, String>,
+    pub(crate) waits: BTreeMap<&'a Id, String>,
+    /// Some wait for others of the files: what they replace has to stay.
+    held: bool,
     retry_at: Option<Timestamp>,
 }
 
 impl Pending<'_> {
+    /// Something is still to be applied.
+    pub(crate) fn is_open(&self) -> bool {
+        !(self.apply.is_empty() && self.recreate.is_empty() && self.waits.is_empty())
+    }
+
     /// Grouped by wave and kind: what others need is there before them.
     fn apply_steps(&self) -> Vec<Step> {
         let mut groups: BTreeMap<(i64, usize), Vec<Object>> = BTreeMap::new();
@@ -178,7 +315,8 @@ impl Pending<'_> {
     }
 }
 
-fn pending(view: &View, now: Timestamp) -> Pending<'_> {
+/// `hold` keeps back whatever is new, and whether that goes for namespaces and definitions as well.
+fn pending(view: &View, hold: Option<(String, bool)>, now: Timestamp) -> Pending<'_> {
     let mut pending = Pending::default();
     let mut waves: BTreeMap<i64, Vec<&Wanted>> = BTreeMap::new();
     for wanted in &view.desired {
@@ -190,22 +328,21 @@ fn pending(view: &View, now: Timestamp) -> Pending<'_> {
         let mut unsettled = None;
         for wanted in wave {
             let id = &wanted.object.id;
-            let hold = held_by.clone().or_else(|| {
+            // What was applied like this before heals whatever else has to wait.
+            let new = wanted.known != wanted.object.hash;
+            let gate = hold.as_ref().filter(|(_, all)| new && (*all || number != i64::MIN));
+            let hold = gate.map(|(why, _)| why.clone()).or_else(|| held_by.clone()).or_else(|| {
                 let absent = absent.contains(id.namespace.as_str());
                 absent.then(|| format!("Namespace {}", id.namespace))
             });
-            if let (Some(first), true) = (hold, wanted.verdict != Verdict::Same) {
+            if let (Some(first), false) = (hold, wanted.verdict.is_good()) {
+                pending.held = true;
                 pending.waits.insert(id, first);
                 continue;
             }
             look(wanted, now, &mut pending);
-            let settled = wanted.verdict == Verdict::Same
-                && wanted
-                    .live
-                    .as_ref()
-                    .is_some_and(|live| live.health.code <= HealthCode::Suspended && !live.deleting);
             // Namespaces are made by the same plan, before all others.
-            if !settled && number != i64::MIN {
+            if !wanted.is_settled() && number != i64::MIN {
                 unsettled.get_or_insert_with(|| format!("{id} of an earlier wave"));
             }
         }
@@ -231,7 +368,7 @@ fn look<'a>(wanted: &'a Wanted, now: Timestamp, pending: &mut Pending<'a>) {
         return;
     }
     match &wanted.verdict {
-        Verdict::Same => {}
+        Verdict::Same | Verdict::Ended(_) | Verdict::Left => {}
         Verdict::Missing | Verdict::Differs => pending.apply.push(wanted),
         Verdict::Immutable(why) => {
             if let Some(live) = &wanted.live {
@@ -241,6 +378,7 @@ fn look<'a>(wanted: &'a Wanted, now: Timestamp, pending: &mut Pending<'a>) {
                     kind: wanted.object.kind,
                     uid: live.uid.clone(),
                     why: format!("to be made anew: {why}"),
+                    keep: false,
                 });
             }
         }
@@ -252,64 +390,12 @@ fn look<'a>(wanted: &'a Wanted, now: Timestamp, pending: &mut Pending<'a>) {
     }
 }
 
-/// Why an object that is no longer wanted is not deleted; nothing if it may be.
-pub(crate) fn prune_hold(view: &View, gone: &Gone) -> Option<String> {
-    let id = gone.told.id();
-    if view.sourced.snapshot.is_none() {
-        return Some("the source was not read yet".to_owned());
-    }
-    if !view.application.prune {
-        return Some("prune is off for this application".to_owned());
-    }
-    if view.kept_back.contains_key(&id) {
-        return Some(format!("its text in {} has a defect", gone.told.file));
-    }
-    for (file, bytes) in &view.unread {
-        let below = file.ends_with('/') && gone.told.file.starts_with(&**file);
-        if gone.told.file == **file || below {
-            return Some(format!("{file} cannot be read"));
-        }
-        if mentions(bytes, &id.name) {
-            return Some(format!("{file}, which cannot be read, names it"));
-        }
-    }
-    // Renamed in its file, and the new one cannot be made: the old one serves until it can.
-    let replaces = |other: &Id, file: &str| {
-        other.kind == id.kind
-            && other.group == id.group
-            && other.namespace == id.namespace
-            && file == gone.told.file
-    };
-    let absent = |wanted: &&Wanted| matches!(wanted.verdict, Verdict::Failed(_)) && wanted.live.is_none();
-    let failed = view.desired.iter().filter(absent).map(|wanted| (&wanted.object.id, &wanted.object.file));
-    let known = view.told.inventory();
-    let fresh = view.kept_back.iter().filter(|(other, _)| !known.contains_key(other));
-    let successor = failed.chain(fresh).find(|(other, file)| replaces(other, file)).map(|(other, _)| other);
-    if let Some(successor) = successor {
-        return Some(format!("{successor}, which may be meant to replace it, is not there yet"));
-    }
-    if view.desired.is_empty() && view.kept_back.is_empty() && !view.application.allow_empty {
-        return Some("nothing is left in the source; allow_empty = true would delete all of it".to_owned());
-    }
-    None
-}
-
-fn mentions(text: &[u8], name: &str) -> bool {
-    let inside = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-' || *byte == b'.';
-    let name = name.as_bytes();
-    text.windows(name.len().max(1)).enumerate().any(|(at, window)| {
-        window == name
-            && !at.checked_sub(1).and_then(|before| text.get(before)).is_some_and(inside)
-            && !text.get(at + name.len()).is_some_and(inside)
-    })
-}
-
 /// Whether the object that is live was made for this application.
-fn is_ours(view: &View, live: &Live) -> bool {
+pub(crate) fn is_ours(view: &View, live: &Live) -> bool {
     live.owner.as_deref() == Some(view.application.name.as_str())
 }
 
-fn prune_steps(view: &View, holds: &BTreeMap<Id, String>) -> Vec<Step> {
+fn prune_steps(view: &View, holds: &BTreeMap<Id, Hold>) -> Vec<Step> {
     let mut groups: BTreeMap<std::cmp::Reverse<usize>, Vec<Removal>> = BTreeMap::new();
     for gone in &view.gone {
         let id = gone.told.id();
@@ -318,7 +404,7 @@ fn prune_steps(view: &View, holds: &BTreeMap<Id, String>) -> Vec<Step> {
             continue;
         }
         let why = format!("{} no longer wants it", view.application.name);
-        let removal = Removal { kind, uid: live.uid.clone(), why, id };
+        let removal = Removal { kind, uid: live.uid.clone(), why, id, keep: true };
         groups.entry(std::cmp::Reverse(order::rank(&removal.id.kind))).or_default().push(removal);
     }
     groups.into_values().map(Step::Delete).collect()
@@ -340,151 +426,13 @@ fn report(view: &View, status: &Status, now: Timestamp) -> Report {
     let urgent = told.sync.state != status.sync.state
         || told.health.code != status.health.code
         || told.source.revision != status.source.revision
+        || told.sync.revision != status.sync.revision
+        || told.decisions != status.decisions
+        || told.hooks != status.hooks
         || inventory(told) != inventory(status);
     match view.told_at.map(|at| at + REPORT_EVERY) {
         Some(due) if !urgent && due > now => Report::At(due),
         _ => Report::Now,
-    }
-}
-
-fn status(view: &View, pending: &Pending<'_>, holds: &BTreeMap<Id, String>, now: Timestamp) -> Status {
-    let mut objects: Vec<ObjectStatus> =
-        view.desired.iter().map(|wanted| wanted_status(wanted, pending)).collect();
-    let worst = worst(view, &objects);
-    objects.extend(view.gone.iter().filter_map(|gone| gone_status(view, gone, holds)));
-    objects.sort_by_cached_key(ObjectStatus::id);
-    let mut defects = view.defects.clone();
-    defects.extend(view.desired.iter().filter_map(|wanted| match &wanted.verdict {
-        Verdict::Failed(Failure { defect, .. }) | Verdict::Taken(defect) => Some(defect.clone()),
-        _ => None,
-    }));
-    defects.sort();
-    let mut status = Status { source: view.source.clone(), health: worst, defects, ..Status::default() };
-    status.sync = sync(view, &objects, &status.defects);
-    status.objects = objects;
-    status.carry(&view.told, now);
-    status
-}
-
-fn wanted_status(wanted: &Wanted, pending: &Pending<'_>) -> ObjectStatus {
-    let object = &wanted.object;
-    let (sync, message) = match &wanted.verdict {
-        Verdict::Same if wanted.live.as_ref().is_none_or(|live| live.deleting) => {
-            ("OutOfSync", String::new())
-        }
-        Verdict::Same => ("Synced", String::new()),
-        Verdict::Missing | Verdict::Differs => ("OutOfSync", String::new()),
-        Verdict::Immutable(why) => ("OutOfSync", why.clone()),
-        Verdict::Failed(Failure { defect, .. }) | Verdict::Taken(defect) => {
-            ("Failed", defect.message.clone())
-        }
-    };
-    let health = match (&wanted.live, &wanted.verdict) {
-        (Some(live), _) => HealthStatus::from(&live.health),
-        (None, Verdict::Failed(failure)) => {
-            HealthStatus { code: "Missing".to_owned(), message: failure.defect.message.clone() }
-        }
-        (None, _) => HealthStatus { code: "Missing".to_owned(), message: "not created yet".to_owned() },
-    };
-    ObjectStatus {
-        group: object.id.group.clone(),
-        version: object.kind.version.clone(),
-        kind: object.id.kind.clone(),
-        namespace: object.id.namespace.clone(),
-        name: object.id.name.clone(),
-        sync: sync.to_owned(),
-        message,
-        health,
-        file: object.file.to_string(),
-        line: object.line,
-        waits_for: pending.waits.get(&object.id).cloned().unwrap_or_default(),
-    }
-}
-
-/// Nothing for what is gone for good or belongs to somebody else now: it leaves the inventory.
-fn gone_status(view: &View, gone: &Gone, holds: &BTreeMap<Id, String>) -> Option<ObjectStatus> {
-    let read = view.sourced.snapshot.is_some();
-    let Some(live) = &gone.live else { return (!read).then(|| gone.told.clone()) };
-    if !is_ours(view, live) {
-        return None;
-    }
-    let (sync, message) = match holds.get(&gone.told.id()) {
-        _ if live.deleting => ("Pruning", String::new()),
-        Some(hold) if !read => ("Unknown", hold.clone()),
-        Some(hold) => ("OutOfSync", format!("not pruned: {hold}")),
-        None => ("Pruning", String::new()),
-    };
-    Some(ObjectStatus {
-        sync: sync.to_owned(),
-        message,
-        health: HealthStatus::from(&live.health),
-        waits_for: String::new(),
-        ..gone.told.clone()
-    })
-}
-
-/// The worst health of what is wanted; before the source was read, of what is in the inventory.
-fn worst(view: &View, wanted: &[ObjectStatus]) -> HealthStatus {
-    let mut worst: Option<(HealthCode, String, String)> = None;
-    let mut consider = |code: HealthCode, what: String, message: String| {
-        if worst.as_ref().is_none_or(|(known, _, _)| code > *known) {
-            worst = Some((code, what, message));
-        }
-    };
-    for (object, status) in view.desired.iter().zip(wanted) {
-        let code = object.live.as_ref().map_or(HealthCode::Missing, |live| live.health.code);
-        consider(code, object.object.id.to_string(), status.health.message.clone());
-    }
-    let still_meant =
-        |gone: &&Gone| view.sourced.snapshot.is_none() || view.kept_back.contains_key(&gone.told.id());
-    for gone in view.gone.iter().filter(still_meant) {
-        let health = gone.live.as_ref().map(|live| live.health.clone());
-        let health = health.unwrap_or(Health { code: HealthCode::Missing, message: "not there".to_owned() });
-        consider(health.code, gone.told.id().to_string(), health.message);
-    }
-    match worst {
-        Some((HealthCode::Healthy, _, _)) => {
-            HealthStatus { code: "Healthy".to_owned(), message: String::new() }
-        }
-        None if view.sourced.snapshot.is_none() => HealthStatus::default(),
-        None => HealthStatus { code: "Healthy".to_owned(), message: String::new() },
-        Some((code, what, message)) => {
-            let message = if message.is_empty() { what } else { format!("{what}: {message}") };
-            HealthStatus { code: crate::status::spell(code).to_owned(), message }
-        }
-    }
-}
-
-fn sync(view: &View, objects: &[ObjectStatus], defects: &[Defect]) -> SyncStatus {
-    let revision =
-        view.sourced.snapshot.as_ref().map(|snapshot| snapshot.revision.clone()).unwrap_or_default();
-    let (state, message) = match (&view.sourced.trouble, &view.sourced.snapshot) {
-        (Some(trouble), Some(_)) => {
-            ("Failed", format!("the source cannot be read, its last good state stays: {trouble}"))
-        }
-        (Some(trouble), None) => ("Failed", format!("the source cannot be read: {trouble}")),
-        (None, None) => ("Unknown", "the source was not read yet".to_owned()),
-        (None, Some(_)) => match defects {
-            [] => open(objects),
-            [only] => ("Failed", only.to_string()),
-            [first, ..] => ("Failed", format!("{} defects, the first: {first}", defects.len())),
-        },
-    };
-    let message = if view.application.suspend { format!("suspended; {message}") } else { message };
-    SyncStatus { state: state.to_owned(), revision, message }
-}
-
-fn open(objects: &[ObjectStatus]) -> (&'static str, String) {
-    let count = |sync: &str| objects.iter().filter(|object| object.sync == sync).count();
-    let (apply, prune, all) = (count("OutOfSync"), count("Pruning"), objects.len());
-    let held = objects.iter().find(|object| object.message.starts_with("not pruned"));
-    match (apply, prune, held) {
-        (0, 0, None) if all == 1 => ("Synced", "1 object as the files say".to_owned()),
-        (0, 0, _) => ("Synced", format!("{all} objects as the files say")),
-        (_, _, Some(held)) => ("OutOfSync", format!("{} {}: {}", held.kind, held.name, held.message)),
-        (apply, 0, _) => ("OutOfSync", format!("{apply} of {all} objects to apply")),
-        (0, prune, _) => ("OutOfSync", format!("{prune} of {all} objects to prune")),
-        (apply, prune, _) => ("OutOfSync", format!("{apply} of {all} objects to apply, {prune} to prune")),
     }
 }
 

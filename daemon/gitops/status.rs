@@ -3,7 +3,7 @@
 //! Invariant: the page, the command line and the API show this value; nothing else is computed elsewhere.
 //! Invariant: `objects` is the inventory: an object is in it before it is made, and until it is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::health::{Health, HealthCode};
 use jiff::Timestamp;
@@ -32,6 +32,12 @@ pub struct Status {
     pub history: Vec<RevisionStatus>,
     /// `Synced` and `Healthy`, for `kubectl wait`.
     pub conditions: Vec<Condition>,
+    /// The hooks of the revision, and how they ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookStatus>,
+    /// What persons and the policy decided.
+    #[serde(skip_serializing_if = "Decisions::is_empty")]
+    pub decisions: Decisions,
 }
 
 /// `Synced`, `OutOfSync`, `Failed` or `Unknown`, and why.
@@ -44,6 +50,9 @@ pub struct SyncStatus {
     pub revision: String,
     /// One sentence.
     pub message: String,
+    /// What the newest revision waits for, when it is not the one that is applied.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
 }
 
 /// Where the files come from.
@@ -138,6 +147,15 @@ pub struct ObjectStatus {
     /// What has to happen first.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub waits_for: String,
+    /// Which text of it was applied last.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub applied: String,
+    /// How it ended, for a Job that takes itself away.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ended: String,
+    /// Not pruned before a person says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub confirm: bool,
 }
 
 impl ObjectStatus {
@@ -168,6 +186,166 @@ pub struct RevisionStatus {
     pub finished_at: String,
     /// `Healthy`, `Degraded`, `Failed: …`, `Superseded`; empty while it is going on.
     pub result: String,
+    /// Why it was begun when it was not the newest: `rollback`, `automatic rollback`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub trigger: String,
+    /// What it did, counted.
+    #[serde(skip_serializing_if = "Tally::is_empty")]
+    pub did: Tally,
+    /// How long each part took.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseStatus>,
+    /// What became of the objects that changed, the first hundred.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<Outcome>,
+}
+
+/// Objects that a revision touched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tally {
+    /// Made.
+    pub created: u32,
+    /// Changed in place or made anew.
+    pub changed: u32,
+    /// Deleted.
+    pub pruned: u32,
+    /// Refused.
+    pub failed: u32,
+}
+
+impl Tally {
+    /// Nothing was touched.
+    pub fn is_empty(&self) -> bool {
+        *self == Tally::default()
+    }
+}
+
+/// One part of a sync.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PhaseStatus {
+    /// `pre-sync`, `apply`, `health`, `post-sync`.
+    pub name: String,
+    /// RFC 3339.
+    pub started_at: String,
+    /// From its begin to its end.
+    pub milliseconds: u64,
+}
+
+/// What became of one object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Outcome {
+    /// `Deployment default/web`.
+    pub object: String,
+    /// `created`, `changed`, `recreated`, `pruned`, `failed`.
+    pub did: String,
+    /// `file:line`.
+    pub from: String,
+    /// Why, where there is more to say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// One hook of the revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HookStatus {
+    /// Empty for the core group.
+    pub group: String,
+    /// `Job`.
+    pub kind: String,
+    /// Empty for objects of the cluster.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `pre-sync`, `sync`, `post-sync`, `sync-failed`, `pre-delete`, `post-delete`, `never`.
+    pub phase: String,
+    /// Of which content of the files: the same content runs it once.
+    pub run: String,
+    /// `Waiting`, `Running`, `Succeeded`, `Failed` or `Skipped`.
+    pub state: String,
+    /// Why.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// From 1.
+    pub attempt: u32,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub started_at: String,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub finished_at: String,
+    /// The file it came from.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+}
+
+impl HookStatus {
+    /// Which object it is.
+    pub fn id(&self) -> Id {
+        Id {
+            group: self.group.clone(),
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// What persons and the policy decided about the revisions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Decisions {
+    /// The revision that a person let through.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub approved: String,
+    /// Objects that may be pruned although they are guarded.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub confirmed: BTreeSet<String>,
+    /// The revision that is held instead of the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pin>,
+    /// Revisions that are not applied again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<Quarantine>,
+}
+
+impl Decisions {
+    /// Nobody decided anything.
+    pub fn is_empty(&self) -> bool {
+        *self == Decisions::default()
+    }
+
+    pub(crate) fn quarantine(&self, revision: &str) -> Option<&Quarantine> {
+        self.quarantined.iter().find(|known| known.revision == revision)
+    }
+}
+
+/// A revision that was brought back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pin {
+    /// Which.
+    pub revision: String,
+    /// By the policy, not by a person.
+    pub automatic: bool,
+    /// RFC 3339.
+    pub at: String,
+}
+
+/// A revision that is not applied any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Quarantine {
+    /// Which.
+    pub revision: String,
+    /// Why not.
+    pub reason: String,
+    /// RFC 3339.
+    pub at: String,
 }
 
 /// A Kubernetes condition.
@@ -198,10 +376,8 @@ impl Status {
         self.objects.iter().map(|object| (object.id(), object)).collect()
     }
 
-    /// Brings history and conditions up to what the rest says. `before` is the status told last.
+    /// Brings the conditions up to what the rest says. `before` is the status told last.
     pub(crate) fn carry(&mut self, before: &Status, now: Timestamp) {
-        self.history.clone_from(&before.history);
-        self.carry_history(now);
         let synced = self.sync.state == "Synced";
         let healthy = self.health.code == "Healthy";
         let (sync, health) = (self.sync.clone(), self.health.clone());
@@ -209,39 +385,6 @@ impl Status {
             condition("Synced", synced, &sync.state, &sync.message, before, now),
             condition("Healthy", healthy, &health.code, &health.message, before, now),
         ];
-    }
-
-    fn carry_history(&mut self, now: Timestamp) {
-        if self.source.revision.is_empty() {
-            return;
-        }
-        if self.history.last().is_none_or(|last| last.revision != self.source.revision) {
-            if let Some(last) = self.history.last_mut().filter(|last| last.finished_at.is_empty()) {
-                last.finished_at = seconds(now);
-                "Superseded".clone_into(&mut last.result);
-            }
-            self.history.push(RevisionStatus {
-                revision: self.source.revision.clone(),
-                author: self.source.author.clone(),
-                message: self.source.commit_message.clone(),
-                started_at: now.to_string(),
-                ..RevisionStatus::default()
-            });
-            let surplus = self.history.len().saturating_sub(MOST_HISTORY);
-            self.history.drain(..surplus);
-        }
-        let result = match (self.sync.state.as_str(), self.health.code.as_str()) {
-            ("Synced", "Healthy" | "Suspended") => "Healthy".to_owned(),
-            ("Synced", "Degraded") => format!("Degraded: {}", self.health.message),
-            ("Failed", _) => format!("Failed: {}", self.sync.message),
-            _ => return,
-        };
-        let Some(last) = self.history.last_mut() else { return };
-        // Drift and crashes after the first good end do not rewrite what this revision achieved.
-        if last.result != result && last.result != "Healthy" {
-            last.finished_at = now.to_string();
-            last.result = result;
-        }
     }
 }
 

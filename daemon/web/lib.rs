@@ -41,6 +41,10 @@ pub trait Actions: Send + Sync + 'static {
     fn sync(&self, application: &str) -> Result<(), Refusal>;
     /// What a sync of an application would change: `gitops::Diff` as JSON.
     fn diff(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Does what a person decided of an application. What was done, in words.
+    fn decide(&self, application: String, decision: Decision) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// What was pruned of an application and can be brought back: `gitops::Tombstone`s as JSON.
+    fn pruned(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>>;
     /// Looks at a repository, or at the source of an application, right now. How many sources that were.
     fn hurry(&self, name: &str) -> usize;
     /// The newest revision of the store.
@@ -53,6 +57,21 @@ pub trait Actions: Send + Sync + 'static {
     fn pull_image(&self, reference: String) -> BoxFuture<'_, Result<Value, Refusal>>;
     /// Takes a name away from an image.
     fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>>;
+}
+
+/// What a person can decide of an application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// What waits for a confirmation may be pruned.
+    Confirm,
+    /// The newest revision may be applied.
+    Approve,
+    /// An earlier revision is held: the one that begins so, or the last healthy one.
+    RollBack(Option<String>),
+    /// The newest revision is held again.
+    Resume,
+    /// An object that was pruned is made again, or all that went last.
+    Undo(Option<String>),
 }
 
 /// Why something was not done.

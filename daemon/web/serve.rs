@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::{self, Process};
-use crate::{Refusal, Room, guard, page, views};
+use crate::{Decision, Refusal, Room, guard, page, views};
 
 /// A comment keeps a silent stream open through proxies, which cut after a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(50);
@@ -60,6 +60,12 @@ pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
         .route("/metrics", get(metrics_text))
         .route("/diff", get(diff))
         .route("/sync", post(sync))
+        .route("/confirm", post(|app, which, headers| decide(app, which, headers, "confirm")))
+        .route("/approve", post(|app, which, headers| decide(app, which, headers, "approve")))
+        .route("/rollback", post(|app, which, headers| decide(app, which, headers, "rollback")))
+        .route("/resume", post(|app, which, headers| decide(app, which, headers, "resume")))
+        .route("/undo", post(|app, which, headers| decide(app, which, headers, "undo")))
+        .route("/pruned", get(pruned))
         .route("/webhook/{name}", post(webhook))
         .route("/images", get(images))
         .route("/images/load", post(load))
@@ -159,6 +165,10 @@ async fn metrics_text(State(app): State<App>) -> Response {
 #[derive(Deserialize)]
 struct Which {
     application: Option<String>,
+    /// For a rollback.
+    revision: Option<String>,
+    /// For an undo.
+    object: Option<String>,
 }
 
 impl Which {
@@ -192,11 +202,58 @@ async fn sync(State(app): State<App>, Query(which): Query<Which>, headers: Heade
         }
         info!(application = %name, "sync asked for");
     }
+    done(&headers, json!({"applications": names}))
+}
+
+/// A browser goes back to the page, a program gets what was done.
+fn done(headers: &HeaderMap, told: Value) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if accept.contains("text/html") {
         return (StatusCode::SEE_OTHER, [(header::LOCATION, "/")]).into_response();
     }
-    (StatusCode::ACCEPTED, axum::Json(json!({"applications": names}))).into_response()
+    (StatusCode::ACCEPTED, axum::Json(told)).into_response()
+}
+
+/// Which application is meant has to be said, unless there is only one.
+fn one(room: &Room, which: &Which) -> Result<String, Refusal> {
+    match which.names(room).as_slice() {
+        [one] => Ok(one.clone()),
+        names => {
+            Err(Refusal { status: 400, message: format!("say which application: {}", names.join(", ")) })
+        }
+    }
+}
+
+async fn decide(
+    State(app): State<App>,
+    Query(which): Query<Which>,
+    headers: HeaderMap,
+    what: &'static str,
+) -> Response {
+    let application = match one(&app.room, &which) {
+        Ok(application) => application,
+        Err(refusal) => return refuse(refusal.status, &refusal.message),
+    };
+    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let decision = match what {
+        "confirm" => Decision::Confirm,
+        "approve" => Decision::Approve,
+        "rollback" => Decision::RollBack(given(which.revision)),
+        "resume" => Decision::Resume,
+        _ => Decision::Undo(given(which.object)),
+    };
+    info!(%application, ?decision, "a person decided");
+    match app.room.actions.decide(application, decision).await {
+        Ok(told) => done(&headers, told),
+        Err(refusal) => refuse(refusal.status, &refusal.message),
+    }
+}
+
+async fn pruned(State(app): State<App>, Query(which): Query<Which>) -> Response {
+    match one(&app.room, &which) {
+        Ok(application) => answer(app.room.actions.pruned(application).await),
+        Err(refusal) => refuse(refusal.status, &refusal.message),
+    }
 }
 
 /// What a forge says of the push is not looked at: it only hurries, and the repository itself is asked.

@@ -39,6 +39,13 @@ impl Actions for Asked {
     fn diff(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>> {
         Box::pin(async move { Ok(json!({"application": application, "changes": []})) })
     }
+    fn decide(&self, application: String, decision: Decision) -> BoxFuture<'_, Result<Value, Refusal>> {
+        self.note(format!("{decision:?} {application}"));
+        Box::pin(async { Ok(json!({"message": "done"})) })
+    }
+    fn pruned(&self, _: String) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async { Ok(json!([])) })
+    }
     fn hurry(&self, name: &str) -> usize {
         usize::from(name == "demo")
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: every part of a file ends as an object, as a defect, or as both; nothing is passed over in silence.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -289,14 +289,29 @@ fn wave(value: &Value) -> Result<i64, &'static str> {
     Ok(0)
 }
 
-/// The same for equal values within one run of the daemon.
+/// The same for equal values, also in the next daemon: the inventory remembers it.
 pub(crate) fn hash(value: &Value) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
     feed(value, &mut hasher);
     hasher.finish()
 }
 
-fn feed(value: &Value, hasher: &mut DefaultHasher) {
+/// FNV-1a, since the standard library's hash may change with the compiler.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn feed(value: &Value, hasher: &mut Fnv) {
     match value {
         Value::Object(map) => {
             map.len().hash(hasher);

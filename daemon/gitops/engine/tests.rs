@@ -15,6 +15,8 @@ use store::memory_disk::MemoryDisk;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+mod decisions;
+
 /// A real API server in memory, and an engine over a directory.
 struct Node {
     dir: TempDir,

@@ -26,7 +26,14 @@ fn kind(name: &str) -> &'static Kind {
 
 fn live(code: HealthCode) -> Option<Live> {
     let health = Health { code, message: String::new() };
-    Some(Live { uid: "u".into(), owner: Some("demo".into()), deleting: false, health })
+    Some(Live {
+        uid: "u".into(),
+        owner: Some("demo".into()),
+        deleting: false,
+        health,
+        prune: Prune::Guarded,
+        run: None,
+    })
 }
 
 fn wanted(what: &str, name: &str, wave: i64, verdict: Verdict) -> Wanted {
@@ -41,7 +48,7 @@ fn wanted(what: &str, name: &str, wave: i64, verdict: Verdict) -> Wanted {
         hash: 1,
     };
     let live = if verdict == Verdict::Missing { None } else { live(HealthCode::Healthy) };
-    Wanted { object, live, verdict }
+    Wanted { object, live, verdict, known: 0 }
 }
 
 fn gone(what: &str, name: &str, file: &str) -> Gone {
@@ -83,6 +90,14 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
         kept_back: BTreeMap::new(),
         unread: BTreeMap::new(),
         gone,
+        newest: "r1".into(),
+        choice: Chosen::default(),
+        decisions: Decisions::default(),
+        blocked: None,
+        leaving: false,
+        content: "c1".into(),
+        hooks: Vec::new(),
+        hooks_gone: Vec::new(),
         told: Status::default(),
         told_at: None,
     }
@@ -92,6 +107,7 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
 fn effects(view: &View) -> Vec<String> {
     let words = |step: Step| match step {
         Step::Report(_) => None,
+        Step::Forget => Some("forget".to_owned()),
         Step::Apply(objects) => {
             Some(format!("apply {}", objects.iter().map(|o| o.id.name.clone()).collect::<Vec<_>>().join("+")))
         }
@@ -165,7 +181,9 @@ fn what_no_file_wants_is_pruned_after_all_is_applied_and_namespaces_last() {
             gone("Deployment", "d", "b.yaml"),
         ]
     };
-    let same = view(vec![wanted("ConfigMap", "a", 0, Verdict::Same)], prunes());
+    let mut same = view(vec![wanted("ConfigMap", "a", 0, Verdict::Same)], prunes());
+    assert_eq!(effects(&same), ["delete d", "delete c"], "a namespace needs a person's word");
+    same.decisions.confirmed.insert("Namespace ns".into());
     assert_eq!(effects(&same), ["delete d", "delete c", "delete ns"]);
     let pending = view(vec![wanted("ConfigMap", "a", 0, Verdict::Differs)], prunes());
     assert_eq!(effects(&pending), ["apply a"]);
@@ -310,7 +328,8 @@ fn a_newer_revision_ends_the_history_of_the_older() {
     let mut view = view(vec![wanted("ConfigMap", "a", 0, Verdict::Differs)], vec![]);
     view.told = told(&view);
     assert_eq!(view.told.history[0].result, "");
-    view.source.revision = "r2".into();
+    let next = Snapshot { revision: "r2".into(), ..Snapshot::default() };
+    view.sourced = Arc::new(Sourced { snapshot: Some(Arc::new(next)), ..Sourced::default() });
     let status = told(&view);
     let results: Vec<(&str, &str)> =
         status.history.iter().map(|entry| (entry.revision.as_str(), entry.result.as_str())).collect();
@@ -349,4 +368,22 @@ fn what_another_application_keeps_is_told_and_left_alone() {
     assert!(effects(&view).is_empty());
     let status = told(&view);
     assert_eq!((status.sync.state.as_str(), status.objects[0].sync.as_str()), ("Failed", "Failed"));
+}
+
+#[test]
+fn a_large_prune_waits_for_a_persons_word_or_the_commits() {
+    let many = || (0..7).map(|n| gone("ConfigMap", &format!("c{n}"), "b.yaml")).collect::<Vec<Gone>>();
+    let keep =
+        |count: usize| (0..count).map(|n| wanted("Secret", &format!("s{n}"), 0, Verdict::Same)).collect();
+    assert!(effects(&view(keep(6), many())).is_empty());
+    assert_eq!(effects(&view(keep(7), many())).len(), 1, "half is not more than half");
+    let mut said = view(keep(1), many());
+    let message = Some("Drop them\n\nholdfast-prune: Confirm\n".to_owned());
+    let snapshot = Snapshot { revision: "r1".into(), message, ..Snapshot::default() };
+    said.sourced = Arc::new(Sourced { snapshot: Some(Arc::new(snapshot)), ..Sourced::default() });
+    assert_eq!(effects(&said).len(), 1);
+    let mut kept = view(keep(7), many());
+    kept.gone[0].live.as_mut().unwrap().prune = Prune::Never;
+    assert_eq!(effects(&kept), ["delete c1+c2+c3+c4+c5+c6"]);
+    assert!(told(&view(keep(1), many())).objects.iter().filter(|object| object.confirm).count() == 7);
 }
