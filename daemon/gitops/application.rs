@@ -487,6 +487,10 @@ impl Follower {
             Ok(after) if Seen::of(&after).version != seen.version => match act::get(&self.door, object).await
             {
                 Ok(live) if Seen::of(&live).digest == Seen::of(&after).digest => return Verdict::Same,
+                // It is gone; if by its own word, that is told by the watch and is the end of it.
+                Err(error) if client::is_not_found(&error) && history::takes_itself_away(object) => {
+                    return Verdict::Same;
+                }
                 _ => return Verdict::Differs,
             },
             Ok(_) => Verdict::Differs,
