@@ -371,7 +371,7 @@ async fn floor_four(
     clock: Clock,
 ) -> Result<client::NodeDoor, NodeError> {
     let network = Arc::clone(&ground.network);
-    scheduler::start(shared, tasks, clock, &config.scheduler);
+    scheduler::start(shared, tasks, clock);
     controllers::start(shared, tasks, clock);
     let addresses = network.addresses();
     if ground.without_network.is_none() {

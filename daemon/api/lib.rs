@@ -19,4 +19,3 @@ pub mod schema;
 pub mod select;
 pub mod table;
 pub mod validate;
-pub mod volumes;

@@ -355,7 +355,8 @@ mod tests {
     /// What kubectl's query parameter verifier, patch type check and explain look for.
     #[test]
     fn kubectl_finds_the_kind_its_patch_types_and_its_parameters() {
-        for kind in kinds::kinds() {
+        // What is answered and forgotten is not patched.
+        for kind in kinds::kinds().iter().filter(|kind| kind.verbs.iter().any(|verb| verb == "patch")) {
             let document = document(&document_path(kind)).expect("a document");
             let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
             let path = format!("/{}{scope}/{}/{{name}}", document_path(kind), kind.plural);

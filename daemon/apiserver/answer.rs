@@ -17,7 +17,7 @@ use crate::path::{Resource, Target, Verb};
 use crate::query::Query;
 use crate::rbac;
 use crate::write::Asked;
-use crate::{Inner, delete, list, node, read, reviews, scale, strategy, watch};
+use crate::{Inner, delete, list, node, proxy, read, reviews, scale, strategy, watch};
 
 /// Larger bodies are refused, as Kubernetes refuses them.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -69,7 +69,8 @@ async fn respond(
         Target::Resource(resource) => {
             let unbounded = user.room
                 || verb == Verb::Watch
-                || matches!(resource.subresource.as_deref(), Some("log" | "exec"));
+                || node::answers(resource.subresource.as_deref())
+                || proxy::is_proxy(&resource);
             let _permit = match unbounded {
                 true => None,
                 false => Some(inner.in_flight.try_acquire().map_err(|_| {
@@ -92,10 +93,14 @@ async fn on_resource(
     query: &Query,
     request: Request<Body>,
 ) -> Result<Response<Body>, ApiError> {
-    if matches!(resource.subresource.as_deref(), Some("log" | "exec")) {
+    allowed(verb, resource)?;
+    if proxy::is_proxy(resource) {
+        return proxy::forward(inner, resource, request).await;
+    }
+    if node::answers(resource.subresource.as_deref()) {
+        rbac::check_upgrade(inner, user, verb, resource)?;
         return node::forward(inner, resource, query, request).await;
     }
-    allowed(verb, resource)?;
     let form = Form::asked(request.headers())?;
     let rendering = Rendering {
         kind: resource.kind,

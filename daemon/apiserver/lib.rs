@@ -17,6 +17,7 @@ mod node;
 mod object;
 mod path;
 mod pki;
+mod proxy;
 mod query;
 mod rbac;
 mod read;

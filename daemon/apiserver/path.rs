@@ -60,6 +60,10 @@ impl Verb {
             (&Method::PUT, true) => Verb::Update,
             (&Method::PATCH, true) => Verb::Patch,
             (&Method::DELETE, true) => Verb::Delete,
+            // Only the server behind a proxy is asked what it can do.
+            (&Method::OPTIONS, true) if matches!(target, Target::Resource(resource) if resource.subresource.as_deref() == Some("proxy")) => {
+                Verb::Get
+            }
             (&Method::DELETE, false) => Verb::DeleteCollection,
             _ => return Err(ApiError::method_not_allowed()),
         })
@@ -89,6 +93,8 @@ impl Target {
             [plural, name, subresource] => {
                 (*plural, Some((*name).to_owned()), Some((*subresource).to_owned()))
             }
+            // What comes after it is the path on the other side.
+            [plural, name, "proxy", ..] => (*plural, Some((*name).to_owned()), Some("proxy".to_owned())),
             _ => return Err(not_found()),
         };
         let kind = kinds::by_plural(group, version, plural).ok_or_else(not_found)?;

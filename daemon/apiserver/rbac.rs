@@ -171,6 +171,19 @@ pub(crate) fn check(
     Err(refusal(user, &asked))
 }
 
+/// A WebSocket is opened by GET, but whoever opens one to a pod must be allowed to create it, as with SPDY's POST.
+pub(crate) fn check_upgrade(
+    inner: &Inner,
+    user: &User,
+    verb: Verb,
+    resource: &crate::path::Resource,
+) -> Result<(), ApiError> {
+    if verb != Verb::Get || resource.subresource.as_deref() == Some("log") {
+        return Ok(());
+    }
+    check(inner, user, Verb::Create, &Target::Resource(resource.clone()), &Query::default())
+}
+
 /// 403 in the documented words.
 pub(crate) fn refusal(user: &User, asked: &Attributes<'_>) -> ApiError {
     let who = format!("User {:?} cannot {}", user.name, asked.verb);

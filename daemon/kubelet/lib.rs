@@ -16,6 +16,7 @@ mod observe;
 mod plan;
 mod probes;
 mod probing;
+mod programs;
 mod pulling;
 mod refuse;
 mod security;

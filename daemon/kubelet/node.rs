@@ -1,4 +1,4 @@
-//! The Node object of this machine, and the kubelet's door: logs and exec.
+//! The Node object of this machine, and the kubelet's door: logs, and the streams of programs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, N
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
-use runtime::{ExecSpec, Phase};
+use runtime::Phase;
 use serde_json::json;
 
 use crate::act::Kubelet;
-use crate::{logs, machine, streams};
+use crate::{logs, machine, programs};
 
 /// Makes the Node object, or brings the one of the last start up to date.
 pub(crate) async fn register(kubelet: &Kubelet) -> Result<(), kube::Error> {
@@ -124,17 +124,38 @@ pub(crate) fn door(kubelet: Arc<Kubelet>) -> NodeDoor {
 async fn answer(kubelet: &Arc<Kubelet>, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let ["containerLogs" | "exec", namespace, name, container] = parts[..] else {
-        return status(StatusCode::NOT_FOUND, "NotFound", &format!("the kubelet has no path {path:?}"));
+    let (verb, namespace, name, container) = match parts[..] {
+        ["healthz"] => return Response::new(full("ok")),
+        ["portForward", namespace, name] => ("portForward", namespace, name, ""),
+        [verb @ ("containerLogs" | "exec" | "attach"), namespace, name, container] => {
+            (verb, namespace, name, container)
+        }
+        _ => return status(StatusCode::NOT_FOUND, "NotFound", &format!("the kubelet has no path {path:?}")),
     };
     let Some(pod) = kubelet.pods.get(&client::Key::new(namespace, name)) else {
         return status(StatusCode::NOT_FOUND, "NotFound", &format!("pods {name:?} not found"));
     };
-    let query: Vec<(String, String)> = pairs(request.uri().query().unwrap_or_default());
-    if parts[0] == "exec" {
-        exec(kubelet, &pod, container, &query, request).await
-    } else {
-        log(kubelet, &pod, container, &query)
+    let query = Query(pairs(request.uri().query().unwrap_or_default()));
+    match verb {
+        "exec" => programs::exec(kubelet, &pod, container, &query, request).await,
+        "attach" => programs::attach(kubelet, &pod, container, &query, request).await,
+        "portForward" => programs::port_forward(kubelet, &pod, &query, request),
+        _ => log(kubelet, &pod, container, &query.0),
+    }
+}
+
+/// The parameters of a request.
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Every value of a parameter.
+    pub(crate) fn all(&self, name: &str) -> Vec<String> {
+        self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.clone()).collect()
+    }
+
+    /// Whether a parameter says yes.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.all(name).first().is_some_and(|value| value == "true" || value == "1")
     }
 }
 
@@ -212,44 +233,6 @@ fn waiting_reason(pod: &Pod, container: &str) -> String {
         .find(|status| status.name == container)
         .and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone());
     state.unwrap_or_else(|| "ContainerCreating".to_owned())
-}
-
-async fn exec(
-    kubelet: &Arc<Kubelet>,
-    pod: &Pod,
-    container: &str,
-    query: &[(String, String)],
-    mut request: Request<Body>,
-) -> Response<Body> {
-    let all = |name: &str| {
-        query.iter().filter(|(known, _)| known == name).map(|(_, value)| value.clone()).collect::<Vec<_>>()
-    };
-    let flag = |name: &str| all(name).first().is_some_and(|value| value == "true" || value == "1");
-    let spec = ExecSpec {
-        args: all("command"),
-        env: Vec::new(),
-        tty: flag("tty"),
-        stdin: flag("stdin"),
-        size: None,
-    };
-    if spec.args.is_empty() {
-        return status(
-            StatusCode::BAD_REQUEST,
-            "BadRequest",
-            "you must specify at least one command for the container",
-        );
-    }
-    let (response, _protocol) = match streams::upgrade(&request) {
-        Ok(agreed) => agreed,
-        Err(refusal) => return *refusal,
-    };
-    let Some(upgrade) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
-        return status(StatusCode::BAD_REQUEST, "BadRequest", "this connection cannot be upgraded");
-    };
-    let started =
-        kubelet.parts.runtime.exec(pod.metadata.uid.as_deref().unwrap_or_default(), container, spec).await;
-    tokio::spawn(streams::carry(upgrade, started));
-    response
 }
 
 /// A Status object as an answer.

@@ -1,165 +1,302 @@
-//! exec over a WebSocket, in Kubernetes' channel protocols v5 and v4.
+//! Streams between a client and a program: exec, attach and port-forward, over WebSockets and over SPDY.
 //!
-//! Channel 0 is stdin, 1 stdout, 2 stderr, 3 how it ended (a Status), 4 the terminal's size; in v5, 255 closes a channel.
+//! Channel 0 is stdin, 1 stdout, 2 stderr, 3 how it ended (a Status), 4 the terminal's size.
+//! Invariant: a program's last output is told before its end, and a connection is closed only after the client has seen
+//! the end: what it sent meanwhile must not make the kernel throw our last words away.
 
+mod forward;
+mod spdy;
+mod websocket;
+
+use bytes::Bytes;
 use client::{Body, full};
-use futures::{SinkExt, StreamExt};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use runtime::{Exec, ExecOrder, Exit, Size};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tracing::debug;
 
-const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+pub(crate) use forward::{Dial, forward};
 
-/// The answer that switches to a WebSocket, and the protocol agreed on; or the refusal.
-pub(crate) fn upgrade(
-    request: &Request<Body>,
-) -> Result<(Response<Body>, &'static str), Box<Response<Body>>> {
-    let text = |name: header::HeaderName| {
-        request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    };
-    let Some(key) = request
-        .headers()
-        .get(header::SEC_WEBSOCKET_KEY)
-        .filter(|_| text(header::UPGRADE).eq_ignore_ascii_case("websocket"))
-    else {
-        return Err(Box::new(refuse(
-            "exec needs a WebSocket upgrade (kubectl 1.31 and newer ask for one; SPDY is not served by this node yet)",
-        )));
-    };
-    let offered = text(header::SEC_WEBSOCKET_PROTOCOL);
-    let Some(protocol) =
-        PROTOCOLS.into_iter().find(|known| offered.split(',').any(|one| one.trim() == *known))
-    else {
-        return Err(Box::new(refuse(&format!(
-            "none of the protocols {offered:?} is served; v5.channel.k8s.io and v4.channel.k8s.io are"
-        ))));
-    };
-    let mut response = Response::new(full(""));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let accept = derive_accept_key(key.as_bytes());
-    let headers = response.headers_mut();
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
-    if let Ok(accept) = HeaderValue::from_str(&accept) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
-    Ok((response, protocol))
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+const SIZE: u8 = 4;
+/// What is read from a program at once.
+const PIECE: usize = 32 * 1024;
+
+/// What is asked for: one of these protocols, in the order they are preferred.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// exec and attach.
+    Program,
+    /// port-forward.
+    Ports,
 }
 
-fn refuse(message: &str) -> Response<Body> {
-    crate::node::status(StatusCode::BAD_REQUEST, "BadRequest", message)
+/// How the client and this node will speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Channels in a WebSocket; since v5 a channel can be closed.
+    Channels,
+    /// Streams of SPDY/3.1.
+    Spdy,
+    /// Streams of SPDY/3.1 inside a WebSocket.
+    Tunnel,
+}
+
+/// Which streams a client opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    pub(crate) tty: bool,
+}
+
+/// A request that has become a connection.
+pub(crate) struct Upgrade {
+    pub(crate) protocol: Protocol,
+    connection: hyper::upgrade::OnUpgrade,
+}
+
+/// The client's side of a program, whatever carries it.
+struct Wire {
+    /// Channel and bytes; dropped when everything is said.
+    outgoing: mpsc::Sender<(u8, Bytes)>,
+    incoming: mpsc::Receiver<Incoming>,
+    /// Ends when everything is said and the client has seen it, or is gone.
+    carrier: JoinHandle<()>,
+}
+
+enum Incoming {
+    Stdin(Bytes),
+    StdinEnd,
+    Resize(Size),
+}
+
+/// The answer that switches protocols, and the connection to come; or the refusal.
+pub(crate) fn upgrade(
+    request: &mut Request<Body>,
+    purpose: Purpose,
+) -> Result<(Response<Body>, Upgrade), Box<Response<Body>>> {
+    let asked = text(request.headers(), header::UPGRADE).to_ascii_lowercase();
+    let agreed = match asked.as_str() {
+        "websocket" => websocket_agreed(request.headers(), purpose),
+        "spdy/3.1" => spdy_agreed(request.headers(), purpose),
+        _ => Err(refuse(StatusCode::BAD_REQUEST, "you must specify an upgrade: websocket or SPDY/3.1")),
+    };
+    let (response, protocol) = agreed?;
+    let Some(connection) = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>() else {
+        let why = "this connection cannot be upgraded";
+        return Err(refuse(StatusCode::BAD_REQUEST, why));
+    };
+    Ok((response, Upgrade { protocol, connection }))
+}
+
+fn websocket_agreed(
+    headers: &HeaderMap,
+    purpose: Purpose,
+) -> Result<(Response<Body>, Protocol), Box<Response<Body>>> {
+    const CHANNELS: [(&str, Protocol); 2] =
+        [("v5.channel.k8s.io", Protocol::Channels), ("v4.channel.k8s.io", Protocol::Channels)];
+    const PORTS: [(&str, Protocol); 3] = [
+        ("SPDY/3.1+portforward.k8s.io", Protocol::Tunnel),
+        ("v5.channel.k8s.io", Protocol::Channels),
+        ("v4.channel.k8s.io", Protocol::Channels),
+    ];
+    let known: &[(&str, Protocol)] = if purpose == Purpose::Ports { &PORTS } else { &CHANNELS };
+    let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY) else {
+        return Err(refuse(StatusCode::BAD_REQUEST, "the WebSocket has no Sec-WebSocket-Key"));
+    };
+    let offered = text(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let agreed = known.iter().find(|(name, _)| offered.split(',').any(|one| one.trim() == *name));
+    let Some((name, protocol)) = agreed else {
+        let served: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let why = format!("none of the protocols {offered:?} is served; these are: {}", served.join(", "));
+        return Err(refuse(StatusCode::BAD_REQUEST, &why));
+    };
+    let mut response = switching("websocket");
+    let headers = response.headers_mut();
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+    if let Ok(accept) = HeaderValue::from_str(&derive_accept_key(key.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    Ok((response, *protocol))
+}
+
+fn spdy_agreed(
+    headers: &HeaderMap,
+    purpose: Purpose,
+) -> Result<(Response<Body>, Protocol), Box<Response<Body>>> {
+    const VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+    let known: &'static str =
+        if purpose == Purpose::Ports { "portforward.k8s.io" } else { "v4.channel.k8s.io" };
+    let offered: Vec<&str> =
+        headers.get_all(VERSION).iter().filter_map(|value| value.to_str().ok()).collect();
+    // Who names no version of port-forward means the only one.
+    let silent = offered.is_empty() && purpose == Purpose::Ports;
+    if !silent && !offered.iter().any(|line| line.split(',').any(|one| one.trim() == known)) {
+        let why = format!(
+            "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts [{known}]"
+        );
+        let mut refusal = refuse(StatusCode::FORBIDDEN, &why);
+        let accepted = HeaderName::from_static("x-accepted-stream-protocol-versions");
+        refusal.headers_mut().insert(accepted, HeaderValue::from_static(known));
+        return Err(refusal);
+    }
+    let mut response = switching("SPDY/3.1");
+    response.headers_mut().insert(VERSION, HeaderValue::from_static(known));
+    Ok((response, Protocol::Spdy))
+}
+
+fn switching(to: &'static str) -> Response<Body> {
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(to));
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+}
+
+fn refuse(code: StatusCode, message: &str) -> Box<Response<Body>> {
+    let reason = if code == StatusCode::FORBIDDEN { "Forbidden" } else { "BadRequest" };
+    Box::new(crate::node::status(code, reason, message))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// What becomes of a program's end.
+pub(crate) enum EndOf {
+    /// An exec: its exit code is told.
+    Exec,
+    /// An attach: that it is over is all there is to tell. The end of the client's input may have a consequence.
+    Attach(Option<BoxFuture<'static, ()>>),
 }
 
 /// Carries the streams of a program until it has ended and its output is told; or tells why it did not start.
-pub(crate) async fn carry(upgrade: hyper::upgrade::OnUpgrade, started: Result<Exec, runtime::Error>) {
-    let upgraded = match upgrade.await {
-        Ok(upgraded) => upgraded,
-        Err(error) => return debug!(error = %error, "exec: the connection was not upgraded"),
+pub(crate) async fn carry(
+    upgrade: Upgrade,
+    wanted: Wanted,
+    started: Result<Exec, runtime::Error>,
+    of: EndOf,
+) {
+    let upgraded = match upgrade.connection.await {
+        Ok(upgraded) => TokioIo::new(upgraded),
+        Err(error) => return debug!(error = %error, "the connection was not upgraded"),
     };
-    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let wire = match upgrade.protocol {
+        Protocol::Channels => Some(websocket::wire(upgraded).await),
+        _ => spdy::wire(upgraded, wanted).await,
+    };
+    match wire {
+        Some(wire) => connect(wire, started, of).await,
+        None => debug!("the client did not open the streams it asked for"),
+    }
+}
+
+async fn connect(wire: Wire, started: Result<Exec, runtime::Error>, of: EndOf) {
+    let Wire { outgoing, mut incoming, carrier } = wire;
+    // A client that is gone waits for no answer: what cannot be sent is of no use.
     let mut exec = match started {
         Ok(exec) => exec,
         Err(error) => {
-            // kubectl shows the exit code only; the reason goes where a shell would print it. The client may be gone
-            // already: then nobody waits for the answer.
-            let _ = socket.send(frame(2, format!("{}\n", reconcile::chain(&error)).as_bytes())).await;
-            let _ = socket.send(frame(3, not_started(&error).to_string().as_bytes())).await;
-            let _ = socket.send(normal_close()).await;
+            // kubectl shows the exit code only; the reason goes where a shell would print it.
+            drop(incoming);
+            let reason = format!("{}\n", reconcile::chain(&error));
+            let _ = outgoing.send((STDERR, reason.into())).await;
+            let _ = outgoing.send((STATUS, not_started(&error).to_string().into())).await;
+            drop(outgoing);
+            let _ = carrier.await;
             return;
         }
     };
-    let (mut sink, mut source) = socket.split();
-    let (frames, mut outgoing) = mpsc::channel::<Message>(16);
-    let mut pumps = tokio::task::JoinSet::new();
-    pumps.spawn(pump(1, std::mem::replace(&mut exec.stdout, Box::new(tokio::io::empty())), frames.clone()));
+    let mut pumps = JoinSet::new();
+    let stdout = std::mem::replace(&mut exec.stdout, Box::new(tokio::io::empty()));
+    pumps.spawn(pump(STDOUT, stdout, outgoing.clone()));
     if let Some(stderr) = exec.stderr.take() {
-        pumps.spawn(pump(2, stderr, frames.clone()));
+        pumps.spawn(pump(STDERR, stderr, outgoing.clone()));
     }
-    let mut stdin = exec.stdin.take();
-    let orders = exec.orders.clone();
-    let incoming = tokio::spawn(async move {
-        while let Some(Ok(message)) = source.next().await {
-            let Message::Binary(data) = message else { if message.is_close() { break } else { continue } };
-            match data.split_first() {
-                Some((0, bytes)) => {
+    let (mut stdin, orders) = (exec.stdin.take(), exec.orders.clone());
+    let (attached, mut at_end) = match of {
+        EndOf::Exec => (false, None),
+        EndOf::Attach(at_end) => (true, at_end),
+    };
+    let listener = tokio::spawn(async move {
+        while let Some(message) = incoming.recv().await {
+            match message {
+                Incoming::Stdin(bytes) => {
                     if let Some(pipe) = &mut stdin
-                        && pipe.write_all(bytes).await.and(pipe.flush().await).is_err()
+                        && pipe.write_all(&bytes).await.and(pipe.flush().await).is_err()
                     {
                         stdin = None;
                     }
                 }
-                Some((4, bytes)) => resize(bytes, &orders).await,
-                Some((255, [0])) => stdin = None,
-                _ => {}
+                Incoming::StdinEnd => {
+                    stdin = None;
+                    if let Some(at_end) = at_end.take() {
+                        at_end.await;
+                    }
+                }
+                Incoming::Resize(size) => drop(orders.send(ExecOrder::Resize(size)).await),
             }
         }
-    });
-    let writer = tokio::spawn(async move {
-        while let Some(message) = outgoing.recv().await {
-            if sink.send(message).await.is_err() {
-                return;
-            }
+        // A client that has left says nothing more either.
+        if let Some(at_end) = at_end.take() {
+            at_end.await;
         }
-        // Clients take any other code than a normal closure for an error. One that is gone already waits for nothing.
-        let _ = sink.send(normal_close()).await;
-        let _ = sink.close().await;
     });
-    let exit = exec.wait().await;
+    let gone = outgoing.clone();
+    let exit = tokio::select! {
+        biased;
+        // Cancel-safe, as its description says.
+        exit = exec.wait() => Some(exit),
+        // Cancel-safe: the channel stays closed. An attached client that has left is not waited for.
+        () = gone.closed(), if attached => None,
+    };
+    drop(gone);
+    let Some(exit) = exit else { return };
     while pumps.join_next().await.is_some() {}
     let status = match exit {
+        Ok(_) if attached => json!({ "metadata": {}, "status": "Success" }),
         Ok(exit) => ended(exit),
         Err(error) => {
             json!({ "metadata": {}, "status": "Failure", "reason": "InternalError", "message": reconcile::chain(&error), "code": 500 })
         }
     };
-    let _ = frames.send(frame(3, status.to_string().as_bytes())).await;
-    drop(frames);
-    // Both end with the connection; how they ended says nothing more.
-    let _ = writer.await;
-    incoming.abort();
+    let _ = outgoing.send((STATUS, status.to_string().into())).await;
+    drop(outgoing);
+    // How the connection ended says nothing more.
+    let _ = carrier.await;
+    listener.abort();
 }
 
-async fn resize(bytes: &[u8], orders: &mpsc::Sender<ExecOrder>) {
-    let Ok(size) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
-    let number = |name: &str| size[name].as_u64().and_then(|number| u16::try_from(number).ok());
-    if let (Some(width), Some(height)) = (number("Width"), number("Height")) {
-        let _ = orders.send(ExecOrder::Resize(Size { width, height })).await;
-    }
-}
-
-async fn pump(channel: u8, mut from: Box<dyn AsyncRead + Send + Unpin>, to: mpsc::Sender<Message>) {
-    let mut buffer = vec![0; 32 * 1024];
+async fn pump(channel: u8, mut from: Box<dyn AsyncRead + Send + Unpin>, to: mpsc::Sender<(u8, Bytes)>) {
+    let mut buffer = vec![0; PIECE];
     // A terminal whose last user is gone reads as an error: that is its end.
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if to.send(frame(channel, &buffer[..count])).await.is_err() {
+        if to.send((channel, Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
             return;
         }
     }
 }
 
-fn frame(channel: u8, bytes: &[u8]) -> Message {
-    let mut data = Vec::with_capacity(bytes.len() + 1);
-    data.push(channel);
-    data.extend_from_slice(bytes);
-    Message::Binary(data.into())
-}
-
-fn normal_close() -> Message {
-    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+/// A terminal's size as clients tell it: `{"Width":80,"Height":24}`.
+fn size(bytes: &[u8]) -> Option<Size> {
+    let size: Value = serde_json::from_slice(bytes).ok()?;
+    let number = |name: &str| size[name].as_u64().and_then(|number| u16::try_from(number).ok());
+    Some(Size { width: number("Width")?, height: number("Height")? })
 }
 
 /// Why the program did not start; a program that is missing has the shell's exit code for that.
-fn not_started(error: &runtime::Error) -> serde_json::Value {
+fn not_started(error: &runtime::Error) -> Value {
     let message = reconcile::chain(error);
     match error {
         runtime::Error::Exec { code, .. } => json!({
@@ -173,7 +310,7 @@ fn not_started(error: &runtime::Error) -> serde_json::Value {
 }
 
 /// How the program ended, as kubectl reads it.
-fn ended(exit: Exit) -> serde_json::Value {
+fn ended(exit: Exit) -> Value {
     if exit.code == 0 {
         return json!({ "metadata": {}, "status": "Success" });
     }
@@ -183,3 +320,6 @@ fn ended(exit: Exit) -> serde_json::Value {
         "details": { "causes": [{ "reason": "ExitCode", "message": exit.code.to_string() }] },
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,6 +55,7 @@ pub async fn suite(runtime: &dyn Runtime, ground: &Ground) {
     a_container_lives_and_dies(runtime, ground).await;
     a_program_that_is_not_there_is_said_so(runtime, ground).await;
     an_exec_speaks_and_ends(runtime, ground).await;
+    who_attaches_hears_the_end(runtime, ground).await;
     what_is_not_there_is_named(runtime, ground).await;
 }
 
@@ -135,6 +136,21 @@ async fn an_exec_speaks_and_ends(runtime: &dyn Runtime, ground: &Ground) {
     let refused = runtime.exec("talk", "c", missing).await.err();
     assert!(matches!(refused, Some(Error::Exec { code: 127, .. })), "{refused:?}");
     runtime.stop_sandbox("talk").await.expect("stopped");
+}
+
+async fn who_attaches_hears_the_end(runtime: &dyn Runtime, ground: &Ground) {
+    runtime.start_sandbox(ground.sandbox("heard")).await.expect("a sandbox");
+    runtime.start_container("heard", ground.container("c", &["sleep", "1000"])).await.expect("a container");
+    let mut attached = runtime.attach("heard", "c", false, false).await.expect("attached");
+    runtime.close_input("heard", "c").await.expect("an input that is not open is closed");
+    runtime.signal_container("heard", "c", 0, SIGKILL).await.expect("signalled");
+    let exit =
+        tokio::time::timeout(PATIENCE, attached.wait()).await.expect("it ends").expect("it is told how");
+    assert_eq!((exit.code, exit.signal), (137, Some(9)));
+    ended(runtime, "heard", "c", 0).await;
+    let late = runtime.attach("heard", "c", false, false).await.err();
+    assert!(matches!(late, Some(Error::NoContainer { .. })), "{late:?}");
+    runtime.stop_sandbox("heard").await.expect("stopped");
 }
 
 async fn what_is_not_there_is_named(runtime: &dyn Runtime, ground: &Ground) {

@@ -50,7 +50,11 @@ pub struct FakeRuntime {
     changes: broadcast::Sender<String>,
     play: Box<Director>,
     next_pid: Mutex<u32>,
+    attached: Mutex<Vec<Attached>>,
 }
+
+/// Who hears of the end of which container and attempt.
+type Attached = (String, String, u32, oneshot::Sender<Exit>);
 
 impl Default for FakeRuntime {
     fn default() -> FakeRuntime {
@@ -67,6 +71,7 @@ impl FakeRuntime {
             changes: broadcast::channel(4096).0,
             play: Box::new(play),
             next_pid: Mutex::new(1000),
+            attached: Mutex::default(),
         }
     }
 
@@ -75,6 +80,9 @@ impl FakeRuntime {
         if let Some(state) = lock(&self.sandboxes).get_mut(sandbox) {
             let mut all = state.containers.iter_mut();
             if let Some(container) = all.find(|c| c.name == name && c.attempt == attempt && runs(c)) {
+                if let Phase::Exited { code, signal, .. } = end {
+                    self.tell_attached((sandbox, name, attempt), Exit { code, signal });
+                }
                 container.phase = end;
             }
         }
@@ -98,6 +106,18 @@ impl FakeRuntime {
 
     fn tell(&self, sandbox: &str) {
         let _ = self.changes.send(sandbox.to_owned());
+    }
+
+    fn tell_attached(&self, (sandbox, name, attempt): (&str, &str, u32), exit: Exit) {
+        let mut attached = lock(&self.attached);
+        let (theirs, others): (Vec<Attached>, Vec<Attached>) = std::mem::take(&mut *attached)
+            .into_iter()
+            .partition(|(s, n, a, _)| (s.as_str(), n.as_str(), *a) == (sandbox, name, attempt));
+        *attached = others;
+        for (.., end) in theirs {
+            // Whoever attached may have gone.
+            let _ = end.send(exit);
+        }
     }
 
     fn pid(&self) -> u32 {
@@ -281,6 +301,29 @@ impl Runtime for FakeRuntime {
             orders,
             exit,
         })
+    }
+
+    async fn attach(&self, sandbox: &str, name: &str, tty: bool, stdin: bool) -> Result<Exec, Error> {
+        let mut all = lock(&self.sandboxes);
+        let state = alive(&mut all, sandbox)?;
+        let running = state.containers.iter().find(|c| c.name == name && runs(c));
+        let Some(running) = running.map(|container| container.attempt) else {
+            return Err(Error::NoContainer { id: sandbox.to_owned(), name: name.to_owned() });
+        };
+        let (orders, _) = mpsc::channel(16);
+        let (end, exit) = oneshot::channel();
+        lock(&self.attached).push((sandbox.to_owned(), name.to_owned(), running, end));
+        Ok(Exec {
+            stdin: stdin.then(|| Box::new(tokio::io::sink()) as _),
+            stdout: Box::new(tokio::io::empty()),
+            stderr: (!tty).then(|| Box::new(tokio::io::empty()) as _),
+            orders,
+            exit,
+        })
+    }
+
+    async fn close_input(&self, sandbox: &str, _: &str) -> Result<(), Error> {
+        alive(&mut lock(&self.sandboxes), sandbox).map(|_| ())
     }
 
     fn sandboxes(&self) -> BTreeMap<String, SandboxState> {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+pub use dial::connect;
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -21,6 +22,7 @@ pub mod fake;
 /// The runtime on Linux: one shim per sandbox.
 pub mod linux;
 
+mod dial;
 mod link;
 mod streams;
 mod sweep;
@@ -75,6 +77,19 @@ pub trait Runtime: Send + Sync {
     /// # Errors
     /// [`Error::NoContainer`] when none runs; [`Error::Exec`] when the program cannot be started.
     async fn exec(&self, sandbox: &str, name: &str, spec: ExecSpec) -> Result<Exec, Error>;
+
+    /// Hears what the newest running attempt of a container says from now on, and speaks to it. `tty` is what the container
+    /// was started with. Dropping the standard input leaves it open for others; see [`Runtime::close_input`].
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`] when none runs; [`Error::Exec`] when the sandbox's shim is too old to be asked.
+    async fn attach(&self, sandbox: &str, name: &str, tty: bool, stdin: bool) -> Result<Exec, Error>;
+
+    /// Ends the standard input of the newest running attempt of a container. One that is gone is success.
+    ///
+    /// # Errors
+    /// [`Error::Shim`] when the shim does not answer.
+    async fn close_input(&self, sandbox: &str, name: &str) -> Result<(), Error>;
 
     /// Every sandbox as last heard of, kept current by the shims' own events.
     fn sandboxes(&self) -> BTreeMap<String, SandboxState>;

@@ -113,10 +113,9 @@ impl Conversation {
     }
 }
 
-/// Starts a program in a container, over a connection of its own: descriptors and the end come back on it.
-pub(crate) async fn exec(dir: &Path, name: &str, exec: shim::Exec) -> io::Result<Result<Started, Answer>> {
+/// Starts a program in a container, or attaches to the one it runs, over a connection of its own: descriptors and the end come back on it.
+pub(crate) async fn exec(dir: &Path, order: Order) -> io::Result<Result<Started, Answer>> {
     let mut stream = dial(dir).await?;
-    let order = Order::Exec { name: name.to_owned(), exec };
     stream.write_all(&line(&Request { id: 0, order })?).await?;
     let (mut text, mut fds) = (Vec::new(), Vec::new());
     // One byte over would belong to what is read later; the shim sends nothing more until the program ends.

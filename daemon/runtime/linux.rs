@@ -205,6 +205,49 @@ impl LinuxRuntime {
         gate
     }
 
+    /// Sends an order that is answered by streams.
+    async fn streams(
+        &self,
+        sandbox: &str,
+        name: &str,
+        order: Order,
+        (tty, stdin): (bool, bool),
+    ) -> Result<Exec, Error> {
+        self.link(sandbox)?;
+        let broken = |error: io::Error| Error::Shim { id: sandbox.to_owned(), reason: error.to_string() };
+        let started = link::exec(&self.dir_of(sandbox), order).await.map_err(broken)?;
+        let started = started.map_err(|answer| match answer {
+            Answer::Refused { refusal: Refusal::NotFound, .. } => {
+                Error::NoContainer { id: sandbox.to_owned(), name: name.to_owned() }
+            }
+            Answer::Refused { refusal: Refusal::Unsupported, .. } => {
+                let reason = "its pod was started by an older holdfast: start the pod anew".to_owned();
+                Error::Exec { name: name.to_owned(), reason, code: 0 }
+            }
+            Answer::Refused { reason, code, .. } => Error::Exec { name: name.to_owned(), reason, code },
+            other => odd(sandbox, &other),
+        })?;
+        let streams: Result<Vec<Stream>, io::Error> = started.fds.into_iter().map(Stream::new).collect();
+        let mut streams = streams.map_err(broken)?;
+        // A terminal comes first and may be all there is; an input that was asked for but is not open is not sent.
+        let first = (streams.len() > if tty { 0 } else { 2 }).then(|| streams.remove(0));
+        let terminal = first.clone().filter(|_| tty);
+        let mut streams = streams.into_iter();
+        let short = || broken(io::Error::other("it sent too few streams"));
+        let stdout = streams.next().or_else(|| terminal.clone()).ok_or_else(short)?;
+        let stderr = if tty { None } else { Some(streams.next().ok_or_else(short)?) };
+        let (orders, order_receiver) = mpsc::channel(16);
+        let (exit_sender, exit) = oneshot::channel();
+        tokio::spawn(link::follow((started.stream, started.pid), terminal, order_receiver, exit_sender));
+        Ok(Exec {
+            stdin: first.filter(|_| stdin).map(|s| Box::new(s) as _),
+            stdout: Box::new(stdout),
+            stderr: stderr.map(|s| Box::new(s) as _),
+            orders,
+            exit,
+        })
+    }
+
     fn link(&self, id: &str) -> Result<Link, Error> {
         let known = self.known.lock();
         let entry = known.get(id).ok_or_else(|| Error::NoSandbox { id: id.to_owned() })?;
@@ -329,33 +372,23 @@ impl Runtime for LinuxRuntime {
     }
 
     async fn exec(&self, sandbox: &str, name: &str, spec: ExecSpec) -> Result<Exec, Error> {
-        self.link(sandbox)?;
-        let broken = |error: io::Error| Error::Shim { id: sandbox.to_owned(), reason: error.to_string() };
-        let started = link::exec(&self.dir_of(sandbox), name, wire::exec(&spec)).await.map_err(broken)?;
-        let started = started.map_err(|answer| match answer {
-            Answer::Refused { refusal: Refusal::NotFound, .. } => {
-                Error::NoContainer { id: sandbox.to_owned(), name: name.to_owned() }
-            }
-            Answer::Refused { reason, code, .. } => Error::Exec { name: name.to_owned(), reason, code },
-            other => odd(sandbox, &other),
-        })?;
-        let streams: Result<Vec<Stream>, io::Error> = started.fds.into_iter().map(Stream::new).collect();
-        let mut streams = streams.map_err(broken)?.into_iter();
-        let short = || broken(io::Error::other("it sent too few streams"));
-        let (orders, order_receiver) = mpsc::channel(16);
-        let (exit_sender, exit) = oneshot::channel();
-        let first = if spec.tty || spec.stdin { Some(streams.next().ok_or_else(short)?) } else { None };
-        let terminal = first.clone().filter(|_| spec.tty);
-        let stdout = terminal.clone().or_else(|| streams.next()).ok_or_else(short)?;
-        let stderr = if spec.tty { None } else { Some(streams.next().ok_or_else(short)?) };
-        tokio::spawn(link::follow((started.stream, started.pid), terminal, order_receiver, exit_sender));
-        Ok(Exec {
-            stdin: first.filter(|_| spec.stdin).map(|s| Box::new(s) as _),
-            stdout: Box::new(stdout),
-            stderr: stderr.map(|s| Box::new(s) as _),
-            orders,
-            exit,
-        })
+        let order = Order::Exec { name: name.to_owned(), exec: wire::exec(&spec) };
+        self.streams(sandbox, name, order, (spec.tty, spec.stdin)).await
+    }
+
+    async fn attach(&self, sandbox: &str, name: &str, tty: bool, stdin: bool) -> Result<Exec, Error> {
+        let order = Order::Attach { name: name.to_owned(), stdin };
+        self.streams(sandbox, name, order, (tty, stdin)).await
+    }
+
+    async fn close_input(&self, sandbox: &str, name: &str) -> Result<(), Error> {
+        let Some(answer) = self.link(sandbox)?.ask(Order::CloseInput { name: name.to_owned() }).await else {
+            return Err(Error::Lost { id: sandbox.to_owned() });
+        };
+        match answer {
+            Answer::Done | Answer::Refused { refusal: Refusal::NotFound, .. } => Ok(()),
+            other => Err(odd(sandbox, &other)),
+        }
     }
 
     fn sandboxes(&self) -> BTreeMap<String, SandboxState> {

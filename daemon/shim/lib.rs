@@ -239,6 +239,20 @@ pub enum Order {
         /// Rows.
         height: u16,
     },
+    /// Hear a running container from now on, and speak to it. Answered by [`Answer::Exec`] with file descriptors: the
+    /// terminal or (if open and wanted) stdin, then stdout and, without a terminal, stderr. Its end comes as
+    /// [`Message::ExecExit`].
+    Attach {
+        /// The container: its newest running attempt.
+        name: String,
+        /// Standard input is wanted.
+        stdin: bool,
+    },
+    /// End the standard input of a container.
+    CloseInput {
+        /// The container: its newest running attempt.
+        name: String,
+    },
     /// Kill everything, remove the cgroups, answer and exit.
     Shutdown,
 }

@@ -12,6 +12,7 @@ use shim::{Birth, Probe};
 
 use crate::child::Step;
 
+mod attach;
 mod child;
 mod connection;
 mod identity;

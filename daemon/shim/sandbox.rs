@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use shim::cgroup::Devices;
 use shim::{Container, Exit, Observed, Sandbox, State};
 
+use crate::attach::Listener;
 use crate::child::{Fail, Step};
 use crate::connection::Connection;
 use crate::log::{Log, Rest};
@@ -54,6 +55,8 @@ pub(crate) struct Running {
     pub(crate) pumps: [Option<Pump>; 2],
     /// The other end of an open standard input.
     pub(crate) input: Option<OwnedFd>,
+    /// Who hears it besides the log.
+    pub(crate) listeners: Vec<Listener>,
 }
 
 /// An exec and its process.

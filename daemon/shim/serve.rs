@@ -167,6 +167,8 @@ fn obey(shim: &mut Shim, order: Order, waiter: Waiter) -> Option<Answer> {
             let _ = rustix::termios::tcsetwinsize(&pump.fd, size);
             Some(Answer::Done)
         }
+        Order::Attach { name, stdin } => shim.attach(&name, stdin, waiter).err().map(failed),
+        Order::CloseInput { name } => Some(shim.close_input(&name).map_or_else(failed, |()| Answer::Done)),
         Order::Shutdown => {
             shim.shutdown = Some(waiter);
             let execs = shim.execs.values().map(|e| &e.process);
@@ -285,10 +287,14 @@ fn container_end(shim: &mut Shim, key: &(String, u32)) {
     };
     container.observed.exit = Some(exit);
     let observed = container.observed.clone();
+    let ends = container.hear_the_end(exit);
     // The group's last reader was the line above; should the kernel still hold it, removal comes with the container's.
     let _ = shim.spec.cgroups.remove(&group);
     let _ = shim.save();
     publish(shim, &Message::Container(observed));
+    for (connection, end) in ends {
+        send(shim, connection, &end);
+    }
 }
 
 fn pump(shim: &mut Shim, key: &(String, u32), index: usize) {
@@ -299,12 +305,16 @@ fn pump(shim: &mut Shim, key: &(String, u32), index: usize) {
     for _ in 0..8 {
         let Some(pump) = &mut container.pumps[index] else { return };
         match rustix::io::read(&pump.fd, &mut piece) {
-            Ok(n) if n > 0 => container.log.write(stream, &mut pump.rest, &piece[..n], now()),
+            Ok(n) if n > 0 => {
+                container.log.write(stream, &mut pump.rest, &piece[..n], now());
+                container.tell(index, &piece[..n]);
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
             // A terminal whose last program is gone says EIO.
             _ => {
                 container.log.finish(stream, &mut pump.rest, now());
                 container.pumps[index] = None;
+                container.silent(index);
             }
         }
     }

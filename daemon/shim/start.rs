@@ -79,6 +79,7 @@ impl Shim {
             log,
             pumps: [pump(ours.output), pump(ours.error)],
             input: ours.input,
+            listeners: Vec::new(),
         })
     }
 

@@ -87,7 +87,7 @@ pub(crate) fn busybox(reference: &str) -> Image {
     let applets = [
         "sh", "cat", "ls", "echo", "sleep", "wget", "nslookup", "id", "hostname", "true", "false", "stat",
         "dd", "tail", "head", "seq", "env", "ps", "tty", "stty", "nc", "kill", "touch", "mkdir", "yes",
-        "httpd",
+        "httpd", "tar",
     ];
     let paths: Vec<String> = applets.iter().map(|name| format!("bin/{name}")).collect();
     let mut first = vec![File::Plain("bin/busybox", 0o755, program)];

@@ -1,11 +1,12 @@
 //! The machine's own kubectl, unmodified, finds a cluster here.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::demo::WAITER;
-use super::node::{Node, PATIENCE, name, same, until};
+use super::node::{Node, PATIENCE, free_port, get, name, same, until};
 
 /// kubectl's minor version: before 1.30 it knows no WebSocket for exec.
 fn minor(node: &Node) -> u32 {
@@ -292,4 +293,92 @@ fn without_the_certificate_nothing_is_told() {
             assert_eq!(mode & 0o077, 0, "{} is for root only: {mode:o}", file.0.display());
         }
     }
+}
+
+const TALKER: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: talker}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: talker
+    image: busybox:1
+    stdin: true
+    stdinOnce: true
+    command: [sh, -c, 'while read line; do echo heard $line; done; echo the end; mkdir -p /www; echo page > /www/index.html; httpd -f -p 127.0.0.1:8080 -h /www & httpd -f -p 8081 -h /www']
+";
+
+#[test]
+fn attach_port_forward_and_proxy_reach_a_program() {
+    let node = Node::empty();
+    node.load_busybox();
+    node.save("talker.yaml", TALKER);
+    node.kubectl_wait_running("talker");
+    let mut attach = node.kubectl_command(&["attach", "-i", "talker"]);
+    let mut attach =
+        attach.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut input = attach.stdin.take().unwrap();
+    let mut output = BufReader::new(attach.stdout.take().unwrap()).lines();
+    input.write_all(b"one\ntwo\n").unwrap();
+    let mut next = || output.next().unwrap().unwrap();
+    assert_eq!([next(), next()], ["heard one", "heard two"]);
+    // The client's end of input is the program's.
+    drop(input);
+    assert_eq!(next(), "the end");
+    let _ = attach.kill();
+    attach.wait().unwrap();
+    // On the loopback of the pod, where nothing from outside leads.
+    let port = free_port();
+    let ports = format!("{port}:8080");
+    let mut forward = node.kubectl_command(&["port-forward", "pod/talker", &ports]);
+    let mut forward = forward.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the forwarded port answers", PATIENCE, || {
+        let (code, body) = get((Ipv4Addr::LOCALHOST, port), "/")?;
+        same((code, body.as_str()), (200, "page\n"))
+    });
+    let _ = forward.kill();
+    forward.wait().unwrap();
+    let page =
+        node.kubectl(&["get", "--raw", "/api/v1/namespaces/default/pods/talker:8081/proxy/index.html"]);
+    assert_eq!(page, "page\n");
+    let machine = node.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let health = node.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{machine}/proxy/healthz")]);
+    assert_eq!(health, "ok");
+    // Files go both ways.
+    let (from, to) = (node.path("from"), node.path("to"));
+    std::fs::write(&from, "carried").unwrap();
+    node.kubectl(&["cp", from.to_str().unwrap(), "talker:/www/there"]);
+    node.kubectl(&["cp", "talker:/www/there", to.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(&to).unwrap(), "carried");
+}
+
+#[test]
+fn clients_that_speak_spdy_reach_a_program() {
+    let node = waiter();
+    let spdy = |args: &[&str]| {
+        let mut command = node.kubectl_command(args);
+        command
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+        command
+    };
+    let said =
+        spdy(&["exec", "waiter", "--", "sh", "-c", "echo out; echo err >&2; exit 3"]).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(
+        (text(&said.stdout).as_str(), said.status.code()),
+        ("out\n", Some(3)),
+        "{}",
+        text(&said.stderr)
+    );
+    assert!(text(&said.stderr).starts_with("err\n"), "{}", text(&said.stderr));
+    let mut echo = spdy(&["exec", "-i", "waiter", "--", "cat"]);
+    let mut echo = echo.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let long = "many words\n".repeat(20_000);
+    let (mut stdin, input) = (echo.stdin.take().unwrap(), long.clone());
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let said = echo.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(text(&said.stdout) == long, "{} bytes came back", said.stdout.len());
 }
