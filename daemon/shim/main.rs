@@ -17,6 +17,7 @@ mod child;
 mod connection;
 mod identity;
 mod log;
+mod memory;
 mod probe;
 mod rootfs;
 mod sandbox;

@@ -5,7 +5,7 @@
 //! Invariant: nothing here is mounted in the host's namespace; the end of the last process takes it all away.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -40,8 +40,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) layout: &'a Layout,
     /// The container's group in them.
     pub(crate) group: &'a str,
-    /// The sandbox's shared memory, a mount attached nowhere.
-    pub(crate) shm: Option<BorrowedFd<'a>>,
+    /// A mount of the sandbox's shared memory, attached nowhere.
+    pub(crate) shm: &'a OwnedFd,
 }
 
 #[derive(Clone, Copy)]
@@ -112,9 +112,11 @@ pub(crate) fn open_terminal(root: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd), 
     Ok((master, peer))
 }
 
-/// A tmpfs that hangs nowhere yet: the sandbox's `/dev/shm`.
-pub(crate) fn shared_memory() -> Result<OwnedFd, Fail> {
-    fresh("tmpfs", &[("mode", "1777"), ("size", "65536k")], attr_hardened())
+/// A further mount of what lies at a path below a mount, attached nowhere.
+pub(crate) fn another_mount(of: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(of, path, flags)
 }
 
 fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
@@ -126,12 +128,17 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
         let text = path.to_string_lossy();
         text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
     };
-    let lower = plan.container.layers.iter().rev().map(|p| escape(p)).collect::<Vec<_>>().join(":");
+    let joined =
+        |paths: &[PathBuf]| paths.iter().rev().map(|path| escape(path)).collect::<Vec<_>>().join(":");
+    let (mut lower, mut held) = (joined(&plan.container.layers), Vec::new());
+    if lower.len() > LONGEST_OPTIONS / 2 {
+        // All options have to fit in one page: names of open directories are shorter than any path.
+        held = open_all(&plan.container.layers)?;
+        let names = held.iter().map(|layer| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd())));
+        lower = joined(&names.collect::<Vec<_>>());
+    }
     let (upper, work) = (escape(&plan.dir.join("upper")), escape(&plan.dir.join("work")));
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    if options.len() + ",volatile".len() > LONGEST_OPTIONS {
-        return overlay_of_many(plan, target);
-    }
     let flags = if plan.container.privileged { MountFlags::empty() } else { MountFlags::NODEV };
     let mount = |options: String| {
         let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
@@ -141,25 +148,17 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
     match mount(format!("{options},volatile")) {
         Err(Errno::INVAL) => mount(options).step(what),
         outcome => outcome.step(what),
-    }
+    }?;
+    drop(held);
+    Ok(())
 }
 
-/// Layer by layer, which kernels since 6.5 take, for images whose paths do not fit in one page.
-fn overlay_of_many(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
-    let layers = &plan.container.layers;
-    let what =
-        || format!("mount an overlay of {} layers on {} (needs Linux 6.5)", layers.len(), target.display());
-    let (upper, work) = (plan.dir.join("upper"), plan.dir.join("work"));
-    let lower = layers.iter().rev().map(|layer| ("lowerdir+", layer.to_string_lossy()));
-    let own =
-        [("upperdir", upper.to_string_lossy()), ("workdir", work.to_string_lossy()), ("volatile", "".into())];
-    let options: Vec<_> = lower.chain(own).collect();
-    let options: Vec<(&str, &str)> = options.iter().map(|(name, value)| (*name, &**value)).collect();
-    let flags =
-        if plan.container.privileged { MountAttrFlags::empty() } else { MountAttrFlags::MOUNT_ATTR_NODEV };
-    let tree = fresh("overlay", &options, flags)?;
-    rustix::mount::move_mount(tree.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .step(what)
+fn open_all(layers: &[PathBuf]) -> Result<Vec<OwnedFd>, Fail> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |layer: &PathBuf| {
+        rustix::fs::open(layer, flags, Mode::empty()).step(|| format!("open layer {}", layer.display()))
+    };
+    layers.iter().map(open).collect()
 }
 
 fn standard(plan: &Plan<'_>, root: &Root, groups: Vec<(String, OwnedFd)>) -> Result<(), Fail> {
@@ -179,14 +178,7 @@ fn standard(plan: &Plan<'_>, root: &Root, groups: Vec<(String, OwnedFd)>) -> Res
     let pts =
         fresh("devpts", &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], quiet)?;
     root.attach(&pts, "/dev/pts", Kind::Directory)?;
-    let shared = plan.shm.and_then(|shm| {
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        rustix::mount::open_tree(shm, "", flags).ok()
-    });
-    // Kernels before 6.15 do not clone a mount that hangs nowhere; each container has its own memory then.
-    let shm = shared.map_or_else(shared_memory, Ok)?;
-    root.attach(&shm, "/dev/shm", Kind::Directory)?;
+    root.attach(plan.shm, "/dev/shm", Kind::Directory)?;
     if let Ok(queues) = fresh("mqueue", &[], hardened) {
         root.attach(&queues, "/dev/mqueue", Kind::Directory)?;
     }
@@ -404,7 +396,11 @@ fn clone_tree(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// A new mount of a file system without a source; an option with an empty value is a flag.
-fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Fail> {
+pub(crate) fn fresh(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Fail> {
     let what = || format!("mount {kind}");
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).step(what)?;
     for (name, value) in options {

@@ -18,7 +18,8 @@ use crate::attach::Listener;
 use crate::child::{Fail, Step};
 use crate::connection::Connection;
 use crate::log::{Log, Rest};
-use crate::{rootfs, sys};
+use crate::memory::SharedMemory;
+use crate::sys;
 
 /// A request waiting for its answer: connection and request.
 pub(crate) type Waiter = (u64, u64);
@@ -87,8 +88,8 @@ pub(crate) struct Shim {
     pub(crate) containers: BTreeMap<(String, u32), Running>,
     /// By process.
     pub(crate) execs: BTreeMap<u32, Further>,
-    /// The sandbox's `/dev/shm`, attached nowhere.
-    pub(crate) shm: Option<OwnedFd>,
+    /// The sandbox's `/dev/shm`.
+    pub(crate) shm: SharedMemory,
     /// Our own pid namespace, to come back to.
     pub(crate) own_pid_namespace: OwnedFd,
     /// Who asked for the end.
@@ -136,7 +137,7 @@ impl Shim {
             next: 0,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
-            shm: rootfs::shared_memory().ok(),
+            shm: SharedMemory::new(dir)?,
             own_pid_namespace,
             shutdown: None,
             code: code(),

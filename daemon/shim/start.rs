@@ -52,6 +52,7 @@ impl Shim {
         let (streams, ours) =
             if spec.tty { (Streams::default(), Ours::default()) } else { streams(spec.stdin)? };
         let cgroup = open_unified(&self.spec.cgroups, group)?;
+        let shm = self.shm.another()?;
         let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         let (pid, pidfd) =
             match sys::fork(flags, cgroup.as_ref().map(AsFd::as_fd)).step(|| "fork".to_owned())? {
@@ -64,7 +65,7 @@ impl Shim {
                         own_net: !self.spec.host_network,
                         layout: &self.spec.cgroups,
                         group,
-                        shm: self.shm.as_ref().map(AsFd::as_fd),
+                        shm: &shm,
                     };
                     child::become_container(start, &plan)
                 }

@@ -20,10 +20,13 @@ pub(crate) struct Bed {
     pub(crate) dir: tempfile::TempDir,
 }
 
-/// The shim program, built once.
+/// The shim program, built once, or as whoever started this program built it.
 pub(crate) fn shim() -> &'static [u8] {
     static SHIM: OnceLock<Vec<u8>> = OnceLock::new();
     SHIM.get_or_init(|| {
+        if let Some(path) = std::env::var_os("HOLDFAST_SHIM") {
+            return std::fs::read(path).expect("the shim");
+        }
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let built =

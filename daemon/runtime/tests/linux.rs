@@ -11,6 +11,7 @@ use runtime::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 mod bed;
+mod kernels;
 use bed::Bed;
 
 /// The texts of a log's lines on a stream, with their tags.
