@@ -3,12 +3,15 @@
 //! Invariant: judges what `schema::check_fields` has passed and `schema::defaults` has filled; wrong types are not looked for here.
 //! Invariant: all causes are collected, never only the first; wording is Kubernetes' own.
 
+mod cron;
 mod meta;
 mod names;
 mod network;
 mod pod;
+mod policy;
 mod probes;
 mod resources;
+mod storage;
 mod update;
 mod volumes;
 mod workloads;
@@ -46,6 +49,18 @@ fn body(kind: &Kind, object: &Value, old: Option<&Value>, found: &mut Found) {
         // A running pod was judged when it came; the rest of its spec cannot change (see `update`).
         ("", "Pod") if old.is_none_or(|old| old["spec"] != object["spec"]) => pod::pod(object, found),
         ("", "Service") => network::service(object, found),
+        ("", "Endpoints") => network::endpoints(object, found),
+        ("", "LimitRange") => policy::limit_range(object, found),
+        ("", "PersistentVolume") => storage::volume(object, found),
+        ("", "PersistentVolumeClaim") => storage::claim(object, found),
+        ("", "PodTemplate") => workloads::pod_template(object, found),
+        ("", "ReplicationController") => workloads::replication_controller(object, found),
+        ("", "ResourceQuota") => policy::quota(object, old, found),
+        ("apps", "ControllerRevision") => workloads::revision(object, found),
+        ("apps", "DaemonSet") => workloads::daemon_set(object, found),
+        ("apps", "StatefulSet") => workloads::stateful_set(object, found),
+        ("batch", "CronJob") => workloads::cron_job(object, found),
+        ("autoscaling", _) => workloads::autoscaler(object, found),
         ("apps", "Deployment") => workloads::deployment(object, found),
         ("apps", "ReplicaSet") => workloads::replica_set(object, found),
         ("batch", "Job") => workloads::job(object, old, found),
@@ -54,6 +69,25 @@ fn body(kind: &Kind, object: &Value, old: Option<&Value>, found: &mut Found) {
         ("networking.k8s.io", "Ingress") => network::ingress(object, found),
         ("networking.k8s.io", "IngressClass") => network::ingress_class(object, found),
         ("holdfast.dev", "Application") => application(object, found),
+        (group, name) => body_of_policy(group, name, object, old, found),
+    }
+}
+
+fn body_of_policy(group: &str, kind: &str, object: &Value, old: Option<&Value>, found: &mut Found) {
+    match (group, kind) {
+        ("networking.k8s.io", "NetworkPolicy") => policy::network_policy(object, found),
+        ("node.k8s.io", "RuntimeClass") => policy::runtime(object, found),
+        ("policy", "PodDisruptionBudget") => policy::budget(object, found),
+        ("rbac.authorization.k8s.io", "Role") => policy::role(object, false, found),
+        ("rbac.authorization.k8s.io", "ClusterRole") => policy::role(object, true, found),
+        ("rbac.authorization.k8s.io", "RoleBinding") => policy::binding(object, false, found),
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => policy::binding(object, true, found),
+        ("scheduling.k8s.io", "PriorityClass") => policy::priority(object, old, found),
+        ("storage.k8s.io", "CSIDriver") => storage::csi_driver(object, found),
+        ("storage.k8s.io", "CSINode") => storage::csi_node(object, found),
+        ("storage.k8s.io", "CSIStorageCapacity") => storage::capacity(object, found),
+        ("storage.k8s.io", "StorageClass") => storage::class(object, found),
+        ("storage.k8s.io", "VolumeAttachment") => storage::attachment(object, found),
         _ => {}
     }
 }

@@ -130,6 +130,39 @@ fn ports(spec: &Value, found: &mut Found) {
     }
 }
 
+/// `ValidateEndpoints`.
+pub(super) fn endpoints(object: &Value, found: &mut Found) {
+    for (index, subset) in items(&object["subsets"]).iter().enumerate() {
+        let path = format!("subsets[{index}]");
+        if items(&subset["addresses"]).is_empty() && items(&subset["notReadyAddresses"]).is_empty() {
+            found.add(Defect::required(path.clone(), "must specify `addresses` or `notReadyAddresses`"));
+        }
+        for list in ["addresses", "notReadyAddresses"] {
+            for (at, address) in items(&subset[list]).iter().enumerate() {
+                let path = format!("{path}.{list}[{at}].ip");
+                found.rules(&address["ip"], &path, names::ip(text(&address["ip"])));
+                if text(&address["ip"]).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+                    let why = "may not be in the loopback range (127.0.0.0/8, ::1/128)";
+                    found.add(Defect::invalid(path, &address["ip"], why));
+                }
+            }
+        }
+        let ports = items(&subset["ports"]);
+        for (at, port) in ports.iter().enumerate() {
+            let path = format!("{path}.ports[{at}]");
+            let name = text(&port["name"]);
+            if name.is_empty() && ports.len() > 1 {
+                found.add(Defect::required(format!("{path}.name"), ""));
+            } else if !name.is_empty() {
+                found.rules(&port["name"], &format!("{path}.name"), names::label(name));
+            }
+            let number = port["port"].as_i64().unwrap_or(0);
+            found.rules(&number.into(), &format!("{path}.port"), names::port_number(number));
+            found.one_of(&port["protocol"], &format!("{path}.protocol"), &["SCTP", "TCP", "UDP"]);
+        }
+    }
+}
+
 /// `ValidateEndpointSlice`.
 pub(super) fn endpoint_slice(object: &Value, found: &mut Found) {
     let of_type = text(&object["addressType"]);

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::{Found, items, text};
+use super::{Found, items, policy, storage, text, workloads};
 use crate::kinds::Kind;
 use crate::schema::Defect;
 
@@ -17,6 +17,11 @@ const FIXED: &[(&str, &[&str])] = &[
     ("Deployment", &["spec.selector"]),
     ("ReplicaSet", &["spec.selector"]),
     ("Secret", &["type"]),
+    ("DaemonSet", &["spec.selector"]),
+    ("ControllerRevision", &["data"]),
+    ("CSIStorageCapacity", &["nodeTopology", "storageClassName"]),
+    ("RuntimeClass", &["handler"]),
+    ("VolumeAttachment", &["spec"]),
     ("IngressClass", &["spec.controller"]),
     ("EndpointSlice", &["addressType"]),
     ("Job", &["spec.selector", "spec.podFailurePolicy", "spec.backoffLimitPerIndex", "spec.managedBy"]),
@@ -36,6 +41,13 @@ pub(super) fn immutable(kind: &Kind, new: &Value, old: &Value, found: &mut Found
         ("", "Service") => service(&new["spec"], &old["spec"], found),
         ("", "Node") => node(&new["spec"], &old["spec"], found),
         ("batch", "Job") => job(new, old, found),
+        ("", "PersistentVolume") => storage::volume_update(new, old, found),
+        ("", "PersistentVolumeClaim") => storage::claim_update(new, old, found),
+        ("apps", "StatefulSet") => workloads::stateful_set_update(new, old, found),
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            policy::binding_update(new, old, found);
+        }
+        ("storage.k8s.io", "StorageClass") => storage::class_update(new, old, found),
         _ => {}
     }
 }

@@ -1,10 +1,10 @@
-//! Judges deployments, replica sets and jobs: selectors against templates, strategies, counts.
+//! Judges the kinds that make pods: selectors against templates, strategies, counts.
 //!
 //! Invariant: a selector must choose the pods that its own template makes.
 
 use serde_json::{Value, json};
 
-use super::{Found, items, meta, pod, text};
+use super::{Found, cron, items, meta, pod, text};
 use crate::schema::Defect;
 use crate::select::Labels;
 
@@ -92,6 +92,197 @@ pub(super) fn job(object: &Value, old: Option<&Value>, found: &mut Found) {
     }
 }
 
+/// `ValidateReplicationController`.
+pub(super) fn replication_controller(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    found.non_negative(&spec["replicas"], "spec.replicas");
+    found.non_negative(&spec["minReadySeconds"], "spec.minReadySeconds");
+    if spec["selector"].as_object().is_none_or(|selector| selector.is_empty()) {
+        found.add(Defect::required("spec.selector", ""));
+    }
+    if spec["template"].is_null() {
+        return found.add(Defect::required("spec.template", ""));
+    }
+    let labels = pod::labels_of(&spec["template"]);
+    if Labels::from_map(&spec["selector"]).is_ok_and(|selector| !selector.matches(&labels)) {
+        let shown = serde_json::to_value(&labels).unwrap_or_default();
+        let why = "`selector` does not match template `labels`";
+        found.add(Defect::invalid("spec.template.labels", &shown, why));
+    }
+    pod::template(&spec["template"], "spec.template", found);
+    always_restarts(&spec["template"]["spec"], found);
+}
+
+/// `ValidateStatefulSet`.
+pub(super) fn stateful_set(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    found.one_of(&spec["podManagementPolicy"], "spec.podManagementPolicy", &["OrderedReady", "Parallel"]);
+    let strategy = &spec["updateStrategy"];
+    match text(&strategy["type"]) {
+        "OnDelete" if !strategy["rollingUpdate"].is_null() => {
+            let why = "only allowed for updateStrategy 'RollingUpdate'";
+            found.add(Defect::invalid("spec.updateStrategy.rollingUpdate", &strategy["rollingUpdate"], why));
+        }
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let path = "spec.updateStrategy.rollingUpdate";
+            found.non_negative(&strategy["rollingUpdate"]["partition"], &format!("{path}.partition"));
+            share(&strategy["rollingUpdate"]["maxUnavailable"], &format!("{path}.maxUnavailable"), found);
+        }
+        _ => {
+            let why = "must be 'RollingUpdate' or 'OnDelete'";
+            found.add(Defect::invalid("spec.updateStrategy", strategy, why));
+        }
+    }
+    for when in ["whenDeleted", "whenScaled"] {
+        let path = format!("spec.persistentVolumeClaimRetentionPolicy.{when}");
+        found.one_of(&spec["persistentVolumeClaimRetentionPolicy"][when], &path, &["Delete", "Retain"]);
+    }
+    found.non_negative(&spec["replicas"], "spec.replicas");
+    found.non_negative(&spec["minReadySeconds"], "spec.minReadySeconds");
+    found.non_negative(&spec["ordinals"]["start"], "spec.ordinals.start");
+    chosen_template(spec, "statefulset", found);
+}
+
+/// `ValidateStatefulSetUpdate`.
+pub(super) fn stateful_set_update(new: &Value, old: &Value, found: &mut Found) {
+    const MAY_CHANGE: [&str; 7] = [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+    ];
+    let fixed = |object: &Value| {
+        let mut spec = object["spec"].as_object().cloned().unwrap_or_default();
+        spec.retain(|name, _| !MAY_CHANGE.contains(&name.as_str()));
+        spec
+    };
+    if fixed(new) != fixed(old) {
+        let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+        found.add(Defect::forbidden("spec", why));
+    }
+}
+
+/// `ValidateDaemonSet`.
+pub(super) fn daemon_set(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    chosen_template(spec, "daemonset", found);
+    found.non_negative(&spec["minReadySeconds"], "spec.minReadySeconds");
+    found.non_negative(&spec["revisionHistoryLimit"], "spec.revisionHistoryLimit");
+    let strategy = &spec["updateStrategy"];
+    let rolling = &strategy["rollingUpdate"];
+    match text(&strategy["type"]) {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let path = "spec.updateStrategy.rollingUpdate";
+            for name in ["maxUnavailable", "maxSurge"] {
+                share(&rolling[name], &format!("{path}.{name}"), found);
+            }
+            let (lost, more) = (is_zero(&rolling["maxUnavailable"]), is_zero(&rolling["maxSurge"]));
+            if lost && more {
+                let why = "cannot be 0 when maxSurge is 0";
+                found.add(Defect::invalid(format!("{path}.maxUnavailable"), &rolling["maxUnavailable"], why));
+            } else if !lost && !more && !rolling["maxSurge"].is_null() {
+                let why = "may not be set when maxUnavailable is non-zero";
+                found.add(Defect::invalid(format!("{path}.maxSurge"), &rolling["maxSurge"], why));
+            }
+        }
+        _ => found.one_of(&strategy["type"], "spec.updateStrategy.type", &["OnDelete", "RollingUpdate"]),
+    }
+}
+
+/// `ValidateCronJob`.
+pub(super) fn cron_job(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    if text(&object["metadata"]["name"]).len() > 52 {
+        let why = "must be no more than 52 characters";
+        found.add(Defect::invalid("metadata.name", &object["metadata"]["name"], why));
+    }
+    if let Some(schedule) = found.required(&spec["schedule"], "spec.schedule") {
+        if schedule.contains("TZ") {
+            let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+            found.add(Defect::invalid("spec.schedule", &spec["schedule"], why));
+        } else if let Some(why) = cron::defect(schedule) {
+            found.add(Defect::invalid("spec.schedule", &spec["schedule"], &why));
+        }
+    }
+    if let Some(zone) = spec["timeZone"].as_str() {
+        if zone.is_empty() {
+            found.add(Defect::invalid(
+                "spec.timeZone",
+                &spec["timeZone"],
+                "timeZone must be nil or non-empty string",
+            ));
+        } else if zone.eq_ignore_ascii_case("local") || !cron::is_zone_name(zone) {
+            let why = format!("unknown time zone {zone}");
+            found.add(Defect::invalid("spec.timeZone", &spec["timeZone"], &why));
+        }
+    }
+    for name in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        found.non_negative(&spec[name], &format!("spec.{name}"));
+    }
+    found.one_of(&spec["concurrencyPolicy"], "spec.concurrencyPolicy", &["Allow", "Forbid", "Replace"]);
+    let path = "spec.jobTemplate.spec.template";
+    let job = &spec["jobTemplate"]["spec"];
+    pod::template(&job["template"], path, found);
+    if !matches!(text(&job["template"]["spec"]["restartPolicy"]), "OnFailure" | "Never") {
+        let why = r#"valid values: "OnFailure", "Never""#;
+        found.add(Defect::required(format!("{path}.spec.restartPolicy"), why));
+    }
+    for name in
+        ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"]
+    {
+        found.non_negative(&job[name], &format!("spec.jobTemplate.spec.{name}"));
+    }
+}
+
+/// `ValidateHorizontalPodAutoscaler`.
+pub(super) fn autoscaler(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    found.at_least(&spec["minReplicas"], "spec.minReplicas", 1);
+    let most = spec["maxReplicas"].as_i64().unwrap_or(0);
+    if most < 1 {
+        found.add(Defect::invalid("spec.maxReplicas", &most.into(), "must be greater than 0"));
+    }
+    if spec["minReplicas"].as_i64().is_some_and(|least| most < least) {
+        let why = "must be greater than or equal to `minReplicas`";
+        found.add(Defect::invalid("spec.maxReplicas", &most.into(), why));
+    }
+    for name in ["kind", "name"] {
+        found.required(&spec["scaleTargetRef"][name], &format!("spec.scaleTargetRef.{name}"));
+    }
+    for (index, metric) in items(&spec["metrics"]).iter().enumerate() {
+        let path = format!("spec.metrics[{index}]");
+        let types = ["ContainerResource", "External", "Object", "Pods", "Resource"];
+        if found.required(&metric["type"], &format!("{path}.type")).is_none() {
+            continue;
+        }
+        found.one_of(&metric["type"], &format!("{path}.type"), &types);
+        let of_type = text(&metric["type"]);
+        let field = of_type[..1].to_lowercase() + &of_type[1..];
+        if types.contains(&of_type) && metric[&field].is_null() {
+            let why = "must populate information for the given metric source";
+            found.add(Defect::required(format!("{path}.{field}"), why));
+        }
+    }
+}
+
+/// `ValidateControllerRevision`.
+pub(super) fn revision(object: &Value, found: &mut Found) {
+    if object["data"].is_null() {
+        found.add(Defect::required("data", "data is mandatory"));
+    }
+    found.non_negative(&object["revision"], "revision");
+}
+
+/// `ValidatePodTemplate`.
+pub(super) fn pod_template(object: &Value, found: &mut Found) {
+    pod::template(&object["template"], "template", found);
+}
+
 /// Selector, template and their agreement, as deployments and replica sets want them.
 fn chosen_template(spec: &Value, word: &str, found: &mut Found) {
     let selector = &spec["selector"];
@@ -109,7 +300,10 @@ fn chosen_template(spec: &Value, word: &str, found: &mut Found) {
         }
     }
     pod::template(&spec["template"], "spec.template", found);
-    let pod = &spec["template"]["spec"];
+    always_restarts(&spec["template"]["spec"], found);
+}
+
+fn always_restarts(pod: &Value, found: &mut Found) {
     if pod["restartPolicy"] != "Always" {
         found.one_of(&pod["restartPolicy"], "spec.template.spec.restartPolicy", &["Always"]);
     }
@@ -161,7 +355,7 @@ fn strategy(strategy: &Value, found: &mut Found) {
 }
 
 /// `ValidatePositiveIntOrPercent`.
-fn share(value: &Value, path: &str, found: &mut Found) {
+pub(super) fn share(value: &Value, path: &str, found: &mut Found) {
     if value.is_string() && percent(value).is_none() {
         let why = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
         found.add(Defect::invalid(path, value, why));
