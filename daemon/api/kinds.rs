@@ -208,10 +208,8 @@ const SERVED: &[Row] = &[
 /// happen deletes the row.
 const UNATTENDED: &[(&str, &str, &str)] = &[
     ("", "Endpoints", "traffic follows EndpointSlices only"),
-    ("", "LimitRange", "its limits are not enforced"),
     ("", "PersistentVolume", "no volume is bound"),
     ("", "PersistentVolumeClaim", "no volume is bound"),
-    ("", "ResourceQuota", "it is not enforced"),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "no webhook is called"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "it is not evaluated"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),
@@ -222,7 +220,6 @@ const UNATTENDED: &[(&str, &str, &str)] = &[
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
     ("policy", "PodDisruptionBudget", "nothing is evicted, so nothing is held back"),
-    ("scheduling.k8s.io", "PriorityClass", "pods cannot choose it"),
     ("storage.k8s.io", "CSIDriver", "no volume is mounted by a driver"),
     ("storage.k8s.io", "StorageClass", "no volume is made"),
     ("storage.k8s.io", "VolumeAttachment", "no volume is attached"),

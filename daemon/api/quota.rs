@@ -38,7 +38,28 @@ pub fn usage(kind: &Kind, object: &Value) -> Amounts {
     used
 }
 
-/// A pod that has ended, or whose time to end has run out, uses only its place in the list.
+/// Whether a name in a quota may bound objects of this kind.
+pub fn concerns(name: &str, kind: &Kind) -> bool {
+    match name.strip_prefix("count/") {
+        Some(of) => of == kind.resource_name(),
+        None if !kind.group.is_empty() => false,
+        None => match kind.kind.as_str() {
+            "Pod" => {
+                name == "pods"
+                    || REQUESTED.contains(&name)
+                    || ["requests.", "limits.", "hugepages-"].iter().any(|prefix| name.starts_with(prefix))
+            }
+            "Service" => name == "services" || name.starts_with("services."),
+            "PersistentVolumeClaim" => {
+                matches!(name, "persistentvolumeclaims" | "requests.storage")
+                    || name.contains(".storageclass.storage.k8s.io/")
+            }
+            _ => BARE.contains(&name) && name == kind.plural,
+        },
+    }
+}
+
+/// A pod that has ended uses only its place in the list.
 fn is_over(pod: &Value) -> bool {
     matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }

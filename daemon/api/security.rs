@@ -85,7 +85,7 @@ fn containers(spec: &Value) -> impl Iterator<Item = (&str, &Value)> {
 }
 
 /// The names of the containers for which this holds.
-fn named<'a>(spec: &'a Value, holds: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn named(spec: &Value, holds: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec).filter(|(_, container)| holds(container)).map(|(name, _)| name).collect()
 }
 

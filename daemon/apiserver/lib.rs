@@ -55,6 +55,7 @@ pub struct Server {
 struct Inner {
     store: Store<Head>,
     allocator: Allocator,
+    quota: admission::quota::Turn,
     nodes: Nodes,
     continuations: Continuations,
     tokens: Tokens,
@@ -87,6 +88,7 @@ impl Server {
         let inner = Inner {
             store,
             allocator: Allocator::new(config),
+            quota: admission::quota::Turn::default(),
             nodes: Nodes::default(),
             continuations: Continuations::default(),
             tokens,
@@ -96,7 +98,7 @@ impl Server {
             now,
         };
         let server = Server { inner: Arc::new(inner) };
-        admission::make_first_namespaces(&server.inner).await?;
+        admission::make_first_objects(&server.inner).await?;
         rbac::bootstrap::ensure(&server.inner).await?;
         if let Some(advertised) = config.identity.advertise {
             kubernetes::ensure(&server.inner, advertised).await?;

@@ -51,12 +51,8 @@ pub(crate) fn create(inner: &Inner, kind: &Kind, object: &mut Value) -> Result<(
     match kind.kind.as_str() {
         "Service" => addresses(inner, kind, None, object)?,
         "Pod" => {
-            let class = quality_of_service(object);
+            let class = api::pod::quality_of_service(&object["spec"]);
             object["status"] = json!({ "phase": "Pending", "qosClass": class });
-            if object["spec"]["serviceAccountName"].as_str().is_none_or(str::is_empty) {
-                object["spec"]["serviceAccountName"] = "default".into();
-                object["spec"]["serviceAccount"] = "default".into();
-            }
         }
         "Namespace" => object["status"] = json!({ "phase": "Active" }),
         _ => {}
@@ -182,30 +178,6 @@ fn grace_seconds(kind: &Kind, old: &Value, options: &Options) -> i64 {
     }
     let own = old["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     options.grace_seconds.unwrap_or(own).max(0)
-}
-
-/// Guaranteed, Burstable or BestEffort, as documented: from the requests and limits of all containers.
-fn quality_of_service(pod: &Value) -> &'static str {
-    let containers: Vec<&Value> = ["containers", "initContainers"]
-        .iter()
-        .flat_map(|list| pod["spec"][list].as_array().into_iter().flatten())
-        .collect();
-    let amounts = |container: &Value, side: &str| -> Vec<(String, String)> {
-        let amounts = container["resources"][side].as_object().into_iter().flatten();
-        let known = amounts.filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"));
-        known.map(|(name, amount)| (name.clone(), amount.as_str().unwrap_or_default().to_owned())).collect()
-    };
-    if containers
-        .iter()
-        .all(|container| amounts(container, "limits").is_empty() && amounts(container, "requests").is_empty())
-    {
-        return "BestEffort";
-    }
-    let guaranteed = containers.iter().all(|container| {
-        let limits = amounts(container, "limits");
-        limits.len() == 2 && amounts(container, "requests") == limits
-    });
-    if guaranteed { "Guaranteed" } else { "Burstable" }
 }
 
 /// Cluster address and node ports of a Service: kept, taken as asked when free, or the first that is free.

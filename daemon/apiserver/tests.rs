@@ -16,6 +16,7 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod admission;
 mod kinds;
 
 pub(crate) async fn server() -> Server {

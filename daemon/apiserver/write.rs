@@ -98,11 +98,15 @@ impl Asked<'_> {
         schema::defaults(kind, &mut object);
         admission::admit(self.inner, kind, &object)?;
         auth::legacy_secret(self.inner, kind, &mut object)?;
+        admission::mutate(self.inner, kind, &mut object).await?;
         let allocation = self.inner.allocator.begin(kind).await;
+        let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
         strategy::create(self.inner, kind, &mut object)?;
         let name = meta(&object, "name").to_owned();
         invalid(kind, &name, validate::create(kind, &object))?;
         rbac::escalation::check(self.inner, self.user, kind, None, &object)?;
+        admission::validate(self.inner, kind, None, &object, &mut self.warnings)?;
+        admission::quota::admit(self.inner, kind, None, &object)?;
         if matches!(origin, Origin::Update) {
             patch::track_update(kind, None, &mut object, &self.manager(), None, &now);
         }
@@ -110,7 +114,7 @@ impl Asked<'_> {
             Lost::Race => ApiError::already_exists(kind, &name),
             Lost::Error(error) => error,
         })?;
-        drop(allocation);
+        drop((allocation, quota));
         if let Some(missing) = kind.unattended() {
             self.warnings.push(format!("{} is stored, but nothing acts on it yet: {missing}", kind.kind));
         }
@@ -215,6 +219,7 @@ impl Asked<'_> {
                 return Err(modified(kind, meta(&old, "name")));
             }
             let allocation = self.inner.allocator.begin(kind).await;
+            let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
             let Some(new) = self.next_version(&old, wanted, &origin)? else {
                 return Ok(Written { value: entry.value, created: false });
             };
@@ -223,7 +228,7 @@ impl Asked<'_> {
             } else {
                 self.put(&new, Expect::At(entry.modified)).await
             };
-            drop(allocation);
+            drop((allocation, quota));
             match done {
                 Ok(value) => return Ok(Written { value, created: false }),
                 Err(Lost::Error(error)) => return Err(error),
@@ -273,6 +278,10 @@ impl Asked<'_> {
         }
         invalid(kind, &name, validate::update(kind, &new, old))?;
         rbac::escalation::check(self.inner, self.user, kind, Some(old), &new)?;
+        if self.subresource() != Some("status") {
+            admission::validate(self.inner, kind, Some(old), &new, &mut self.warnings)?;
+            admission::quota::admit(self.inner, kind, Some(old), &new)?;
+        }
         if matches!(origin, Origin::Update) {
             let (manager, now) = (self.manager(), self.now());
             let subresource = self.subresource().map(str::to_owned);

@@ -120,9 +120,7 @@ fn cidr(text: &str) -> Option<(u128, u32)> {
     let (address, length) = text.split_once('/')?;
     let length: u32 = length.parse().ok()?;
     match address.parse().ok()? {
-        std::net::IpAddr::V4(four) if length <= 32 => {
-            Some((u128::from(four.to_ipv6_mapped().to_bits()), length + 96))
-        }
+        std::net::IpAddr::V4(four) if length <= 32 => Some((four.to_ipv6_mapped().to_bits(), length + 96)),
         std::net::IpAddr::V6(six) if length <= 128 => Some((six.to_bits(), length)),
         _ => None,
     }
