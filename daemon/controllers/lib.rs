@@ -19,6 +19,7 @@ mod pods;
 mod replicas;
 mod replicaset;
 mod replicationcontroller;
+mod resourcequota;
 mod serviceaccount;
 mod start;
 mod statefulset;

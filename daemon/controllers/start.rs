@@ -14,7 +14,7 @@ use futures::future::{BoxFuture, Shared, join_all};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service,
+    Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Service,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Client, Resource};
@@ -30,6 +30,7 @@ use crate::namespace::{Namespaces, can};
 use crate::owned::Owned;
 use crate::pods::selected;
 use crate::replicas::Replicas;
+use crate::resourcequota::{Quotas, of_namespace};
 use crate::statefulset::{self, StatefulSets, claims_begin};
 use crate::wakes::{each_in, resource, spawn, wake_adopters, wake_itself, wake_owner};
 
@@ -191,10 +192,12 @@ impl Room<'_> {
     fn all_kinds(&self, caches: &Caches) {
         let of = self.of;
         let (graph, uids, namespaces) = (Arc::<Graph>::default(), Queue::new(), Queue::new());
+        let quotas = Queue::new();
+        self.spawn(&quotas, Quotas::new(self.client.clone(), of.quotas.clone()));
         let mut synced: Vec<BoxFuture<'static, ()>> = vec![self.synced.clone().boxed()];
         wake_itself(&of.namespaces, &namespaces);
         for kind in api::kinds::stored_kinds().filter(|kind| can(kind, "watch") && can(kind, "delete")) {
-            let wakes = (&uids, &namespaces, &of.namespaces);
+            let wakes = Wakes { uids: &uids, namespaces: &namespaces, quotas: &quotas, of };
             match (kind.group.as_str(), kind.kind.as_str()) {
                 // Nobody owns events and events own nobody, and there are many.
                 ("" | "events.k8s.io", "Event") => {}
@@ -209,6 +212,7 @@ impl Room<'_> {
                 ("", "Node") => follow(&graph, kind, &of.nodes, wakes),
                 ("batch", "Job") => follow(&graph, kind, &of.jobs, wakes),
                 ("batch", "CronJob") => follow(&graph, kind, &of.cron_jobs, wakes),
+                ("", "ResourceQuota") => follow(&graph, kind, &of.quotas, wakes),
                 ("", "Service") => follow(&graph, kind, &of.services, wakes),
                 ("discovery.k8s.io", "EndpointSlice") => follow(&graph, kind, &of.slices, wakes),
                 ("", "Namespace") => follow(&graph, kind, &of.namespaces, wakes),
@@ -243,6 +247,7 @@ struct Kinds {
     revisions_by_owner: Owned<ControllerRevision>,
     claims: Cache<PersistentVolumeClaim>,
     nodes: Cache<Node>,
+    quotas: Cache<ResourceQuota>,
     pods: Cache<Pod>,
     pods_by_owner: Owned<Pod>,
     jobs: Cache<Job>,
@@ -265,6 +270,7 @@ impl Kinds {
             revisions_by_owner: Owned::follow(caches.of()),
             claims: caches.of(),
             nodes: caches.of(),
+            quotas: caches.of(),
             pods: caches.of(),
             pods_by_owner: Owned::follow(caches.of()),
             jobs: caches.of(),
@@ -286,6 +292,7 @@ impl Kinds {
             of.revisions.synced().await;
             of.claims.synced().await;
             of.nodes.synced().await;
+            of.quotas.synced().await;
             of.pods.synced().await;
             of.jobs.synced().await;
             of.cron_jobs.synced().await;
@@ -296,16 +303,27 @@ impl Kinds {
     }
 }
 
+/// Whom a change of any object concerns.
+#[derive(Clone, Copy)]
+struct Wakes<'a> {
+    uids: &'a Queue<String>,
+    namespaces: &'a Queue<Key>,
+    quotas: &'a Queue<Key>,
+    of: &'a Kinds,
+}
+
 fn follow<K: Resource + Send + Sync + 'static>(
     graph: &Arc<Graph>,
     kind: &'static Kind,
     cache: &Cache<K>,
-    (uids, namespaces, known): (&Queue<String>, &Queue<Key>, &Cache<Namespace>),
+    wakes: Wakes<'_>,
 ) {
-    graph.follow(kind, cache, uids.clone());
-    let (namespaces, known) = (namespaces.clone(), known.clone());
+    graph.follow(kind, cache, wakes.uids.clone());
+    let (namespaces, known) = (wakes.namespaces.clone(), wakes.of.namespaces.clone());
+    let (quotas, bounds) = (wakes.quotas.clone(), wakes.of.quotas.clone());
     cache.listen(move |object| {
         let key = Key::new("", object.meta().namespace.clone().unwrap_or_default());
+        of_namespace(&bounds, &key.name).into_iter().for_each(|quota| quotas.wake(quota));
         // Only one that is on its way out cares what is in it.
         if known.get(&key).is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
             namespaces.wake(key);
