@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use cli::{At, Cli, Command};
+use cli::{At, Cli, Command, Form, Ink};
 use futures::{FutureExt, StreamExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -35,6 +35,10 @@ fn main() -> ExitCode {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     rustls::crypto::ring::default_provider().install_default().expect("no provider was installed before");
+    if let Command::Check { path, namespace, json, sarif } = &command {
+        // It needs no configuration: a CI has none.
+        return cli::check::run(path, namespace, Form::of(*json, *sarif), Ink::of_stdout());
+    }
     let mut config = match Config::read(cli.config.as_deref()) {
         Ok(config) => config,
         Err(error) => return refuse(2, &error),

@@ -3,6 +3,7 @@
 //! Invariant: a command only asks the node's own HTTP address and prints; what it prints is what the page shows.
 //! Invariant: no text of the cluster reaches a terminal with control characters in it.
 
+pub(crate) mod check;
 pub(crate) mod decide;
 pub(crate) mod diff;
 pub(crate) mod down;
@@ -116,6 +117,21 @@ pub(crate) enum Command {
         /// Only this application
         application: Option<String>,
     },
+    /// Check a directory of manifests or a kustomization, without a node; succeeds only when there are no defects
+    Check {
+        /// The directory or file
+        #[arg(default_value = ".")]
+        path: PathBuf,
+        /// For objects that name no namespace
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        namespace: String,
+        /// As JSON
+        #[arg(long, conflicts_with = "sarif")]
+        json: bool,
+        /// As SARIF, which forges show beside the lines of a change
+        #[arg(long)]
+        sarif: bool,
+    },
     /// Take away what the node made on this machine: containers, links, packet rules, cgroups, mounts
     Down,
     /// Print the administrator's kubeconfig
@@ -134,6 +150,27 @@ pub(crate) enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// How findings are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+    /// For forges.
+    Sarif,
+}
+
+impl Form {
+    pub(crate) fn of(json: bool, sarif: bool) -> Form {
+        match (json, sarif) {
+            (_, true) => Form::Sarif,
+            (true, _) => Form::Json,
+            _ => Form::Text,
+        }
+    }
 }
 
 /// What to do with images.
@@ -185,7 +222,9 @@ pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
             println!("holdfast {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Up | Command::Down | Command::Config => unreachable!("main runs these itself"),
+        Command::Up | Command::Down | Command::Config | Command::Check { .. } => {
+            unreachable!("main runs these itself")
+        }
     };
     done.unwrap_or_else(|error| error.tell())
 }

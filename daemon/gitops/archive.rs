@@ -52,6 +52,8 @@ struct Listing {
     author: Option<String>,
     message: Option<String>,
     committed_at: Option<Timestamp>,
+    #[serde(default)]
+    root: String,
     files: BTreeMap<String, String>,
     unreadable: BTreeMap<String, String>,
 }
@@ -81,6 +83,7 @@ impl Archive {
             author: snapshot.author.clone(),
             message: snapshot.message.clone(),
             committed_at: snapshot.committed_at,
+            root: snapshot.root.to_string(),
             files,
             unreadable: snapshot
                 .unreadable
@@ -111,6 +114,7 @@ impl Archive {
             author: listing.author,
             message: listing.message,
             committed_at: listing.committed_at,
+            root: Arc::from(listing.root),
             files,
             unreadable: unreadable.collect(),
         })

@@ -94,7 +94,8 @@ fn prune_hold(view: &View, gone: &Gone) -> Option<String> {
         return Some(format!("its text in {} has a defect", gone.told.file));
     }
     for (file, bytes) in &view.unread {
-        let below = file.ends_with('/') && gone.told.file.starts_with(&**file);
+        // A lone slash stands for every file: a kustomization that cannot be rendered.
+        let below = file.ends_with('/') && (&**file == "/" || gone.told.file.starts_with(&**file));
         if gone.told.file == **file || below {
             return Some(format!("{file} cannot be read"));
         }

@@ -11,6 +11,7 @@ mod application;
 mod apply;
 mod archive;
 mod build;
+mod check;
 mod config;
 mod decide;
 mod diff;
@@ -33,6 +34,7 @@ mod tell;
 
 pub use archive::Tombstone;
 pub use build::{Defect, Id};
+pub use check::{Findings, check};
 pub use config::{Application, Seconds};
 pub use diff::{Change, ChangeKind, Diff, FieldChange, PlannedHook};
 pub use engine::{Engine, Parts};

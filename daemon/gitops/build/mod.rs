@@ -3,6 +3,8 @@
 //! Invariant: a defect keeps back the object it is in, and nothing else.
 //! Invariant: a file is read again only when its bytes changed.
 
+pub(crate) mod kustomize;
+mod layout;
 mod objects;
 mod scalar;
 mod suggest;
@@ -19,7 +21,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::source::Snapshot;
+use kustomize::Files;
+use layout::{Layout, Unit};
 
+pub(crate) use layout::is_kustomization;
 pub(crate) use objects::hash;
 
 /// Names one object, whatever the version it is written in.
@@ -120,7 +125,10 @@ pub(crate) struct Built {
     pub(crate) defects: Vec<Defect>,
     /// Objects the files name but whose text has a defect, and their file: neither applied nor pruned.
     pub(crate) kept_back: BTreeMap<Id, Arc<str>>,
+    /// What works, but should be written otherwise, and files that nobody reads; by file and line.
+    pub(crate) notices: Vec<Defect>,
     /// Files of which a part could not be read, with their text: what they may still hold is not pruned.
+    /// `/` stands for every file.
     pub(crate) unread: BTreeMap<Arc<str>, Arc<[u8]>>,
 }
 
@@ -133,46 +141,64 @@ pub(crate) struct Defaults {
     pub(crate) application: String,
 }
 
-/// Builds snapshots of one application; keeps what each file gave for the next time.
+/// Builds snapshots of one application; keeps what each part gave for the next time.
 #[derive(Debug)]
 pub(crate) struct Builder {
     defaults: Defaults,
+    /// What each plain file gave.
     known: BTreeMap<Arc<str>, Known>,
+    /// What each kustomization gave, by its directory.
+    rendered: BTreeMap<String, Arc<Unit>>,
+    /// The files of the last snapshot.
+    files: Files,
 }
 
 /// A file's bytes, and what they gave.
 type Known = (Arc<[u8]>, Arc<FileBuilt>);
 
-/// What one file gave.
+/// What one file or one kustomization gave.
 #[derive(Debug, Default)]
 pub(crate) struct FileBuilt {
     pub(crate) objects: Vec<Object>,
     pub(crate) defects: Vec<Defect>,
-    pub(crate) kept_back: Vec<(Id, u32)>,
+    pub(crate) notices: Vec<Defect>,
+    pub(crate) kept_back: Vec<(Id, Arc<str>, u32)>,
     pub(crate) unread: bool,
 }
 
 impl Builder {
     /// A builder that has seen no file yet.
     pub(crate) fn new(defaults: Defaults) -> Builder {
-        Builder { defaults, known: BTreeMap::new() }
+        Builder { defaults, known: BTreeMap::new(), rendered: BTreeMap::new(), files: Files::new() }
     }
 
     /// Builds a snapshot. Costs what changed since the last one.
     pub(crate) fn build(&mut self, snapshot: &Snapshot) -> Built {
-        let mut known = BTreeMap::new();
         let mut built = Built::default();
-        for (file, bytes) in &snapshot.files {
+        let layout = Layout::of(snapshot);
+        let mut known = BTreeMap::new();
+        for file in &layout.plain {
+            let bytes = &snapshot.files[file];
             let of_file = match self.known.get(file) {
                 Some((old, of_file)) if Arc::ptr_eq(old, bytes) || old == bytes => Arc::clone(of_file),
                 _ => Arc::new(objects::build_file(file, bytes, &self.defaults)),
             };
-            built.defects.extend(of_file.defects.iter().cloned());
-            built.kept_back.extend(of_file.kept_back.iter().map(|(id, _)| (id.clone(), Arc::clone(file))));
             if of_file.unread {
                 built.unread.insert(Arc::clone(file), Arc::clone(bytes));
             }
             known.insert(Arc::clone(file), (Arc::clone(bytes), of_file));
+        }
+        let mut rendered = BTreeMap::new();
+        for dir in &layout.kustomizations {
+            let unit = match self.rendered.get(dir) {
+                Some(unit) if unit.is_current(&snapshot.files) => Arc::clone(unit),
+                _ => Arc::new(Unit::build(snapshot, dir, &self.defaults)),
+            };
+            if unit.built.unread {
+                // What a broken kustomization meant nobody can tell: all that came from anywhere stays.
+                built.unread.insert(Arc::from("/"), Arc::from(Vec::new()));
+            }
+            rendered.insert(dir.clone(), unit);
         }
         for (file, why) in &snapshot.unreadable {
             built.unread.insert(Arc::clone(file), Arc::from(Vec::new()));
@@ -185,19 +211,33 @@ impl Builder {
                 object: None,
             });
         }
-        self.known = known;
+        (self.known, self.rendered) = (known, rendered);
+        self.files.clone_from(&snapshot.files);
+        for part in self.parts() {
+            built.defects.extend(part.defects.iter().cloned());
+            built.notices.extend(part.notices.iter().cloned());
+            built.kept_back.extend(part.kept_back.iter().map(|(id, file, _)| (id.clone(), Arc::clone(file))));
+        }
+        built.notices.extend(layout.unreferenced(&snapshot.files, self.rendered.values()));
         self.keep_unique(&mut built);
         built.defects.sort();
+        built.notices.sort();
+        built.notices.dedup();
         built
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &FileBuilt> {
+        let plain = self.known.values().map(|(_, of_file)| &**of_file);
+        plain.chain(self.rendered.values().map(|unit| &unit.built))
     }
 
     /// An object written twice is applied from neither place: which one is meant only a person can tell.
     fn keep_unique(&self, built: &mut Built) {
         let mut places: BTreeMap<&Id, Vec<(Arc<str>, u32)>> = BTreeMap::new();
-        for (file, (_, of_file)) in &self.known {
-            let sound = of_file.objects.iter().map(|object| (&object.id, object.line));
-            let flawed = of_file.kept_back.iter().map(|(id, line)| (id, *line));
-            for (id, line) in sound.chain(flawed) {
+        for part in self.parts() {
+            let sound = part.objects.iter().map(|object| (&object.id, &object.file, object.line));
+            let flawed = part.kept_back.iter().map(|(id, file, line)| (id, file, *line));
+            for (id, file, line) in sound.chain(flawed) {
                 places.entry(id).or_default().push((Arc::clone(file), line));
             }
         }
@@ -218,16 +258,15 @@ impl Builder {
                 });
             }
         }
-        for (_, of_file) in self.known.values() {
-            built
-                .objects
-                .extend(of_file.objects.iter().filter(|object| !taken.contains_key(&object.id)).cloned());
+        for part in self.parts() {
+            let alone = part.objects.iter().filter(|object| !taken.contains_key(&object.id));
+            built.objects.extend(alone.cloned());
         }
     }
 
     /// Where a field path of an object is written, for answers of the API that name fields.
     pub(crate) fn place(&self, object: &Object, path: &str) -> (u32, u32) {
-        let text = self.known.get(&object.file).and_then(|(bytes, _)| std::str::from_utf8(bytes).ok());
+        let text = self.files.get(&object.file).and_then(|bytes| std::str::from_utf8(bytes).ok());
         text.map_or((object.line, 0), |text| objects::place(text, object.line, path))
     }
 }

@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use api::kinds::{self, Kind};
-use api::schema;
+use api::{legacy, schema};
 use serde_json::{Map, Value};
 
+use super::kustomize::Made;
 use super::yaml::{self, Document, Flaw, Node, Shape};
 use super::{Defaults, Defect, FileBuilt, Id, Object, suggest};
 use crate::APPLICATION_LABEL;
@@ -43,6 +44,15 @@ pub(super) fn build_file(file: &Arc<str>, bytes: &[u8], defaults: &Defaults) -> 
     reader.built
 }
 
+/// Makes an object of what a kustomization gave; `text` is the file that it began in.
+pub(super) fn build_made(made: &Made, text: Option<&[u8]>, defaults: &Defaults) -> FileBuilt {
+    let mut reader = FileReader { file: &made.file, defaults, built: FileBuilt::default() };
+    let text = text.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
+    let find = |path: &str| place(text, made.line, path);
+    reader.value(made.value.clone(), &Place { line: made.line, column: 0, find: &find });
+    reader.built
+}
+
 /// Where a field path of the object that begins at a line is written.
 pub(super) fn place(text: &str, line: u32, path: &str) -> (u32, u32) {
     let roots: Vec<Rc<Node>> =
@@ -61,6 +71,13 @@ fn find(node: &Rc<Node>, line: u32) -> Option<Rc<Node>> {
     (node.line == line).then(|| Rc::clone(node))
 }
 
+/// Where an object begins, and where its fields are.
+struct Place<'p> {
+    line: u32,
+    column: u32,
+    find: &'p dyn Fn(&str) -> (u32, u32),
+}
+
 struct FileReader<'a> {
     file: &'a Arc<str>,
     defaults: &'a Defaults,
@@ -77,7 +94,7 @@ impl FileReader<'_> {
         // The text says something twice: which of the two is meant cannot be known, so its objects are kept back.
         let objects = self.built.objects.split_off(first);
         let named = objects.first().map(|object| object.id.to_string());
-        self.built.kept_back.extend(objects.into_iter().map(|object| (object.id, object.line)));
+        self.built.kept_back.extend(objects.into_iter().map(|object| (object.id, object.file, object.line)));
         for flaw in &document.flaws {
             self.defect(flaw.clone(), named.clone());
         }
@@ -118,64 +135,120 @@ impl FileReader<'_> {
             }
         }
         let text = |name: &str| node.get(name).and_then(|entry| as_text(&entry.value));
-        let (Some(api_version), Some(kind_name)) = (text("apiVersion"), text("kind")) else {
-            let missing = ["apiVersion", "kind"].into_iter().filter(|name| text(name).is_none());
-            let missing = missing.collect::<Vec<_>>().join(" and ");
-            return self.unread(flaw(
-                &format!("no {missing}, so this is not a Kubernetes object"),
-                "add what is missing, or move the file out of the application's directory",
-            ));
-        };
-        if kind_name.ends_with("List")
+        if text("apiVersion").is_some()
+            && text("kind").is_some_and(|kind| kind.ends_with("List"))
             && let Some(items) = node.get("items")
             && let Shape::List(items) = &items.value.shape
         {
             return items.iter().for_each(|item| self.node(item));
         }
-        match kinds::by_kind(&api_version, &kind_name) {
+        let find = |path: &str| node.place(path);
+        self.value(node.value(), &Place { line: node.line, column: node.column, find: &find });
+    }
+
+    /// An object, whatever it was written in.
+    fn value(&mut self, value: Value, place: &Place<'_>) {
+        let text = |name: &str| value[name].as_str().filter(|text| !text.is_empty());
+        let (Some(api_version), Some(kind_name)) = (text("apiVersion"), text("kind")) else {
+            let missing = ["apiVersion", "kind"].into_iter().filter(|name| text(name).is_none());
+            let missing = missing.collect::<Vec<_>>().join(" and ");
+            return self.unread(Flaw {
+                line: place.line,
+                column: place.column,
+                message: format!("no {missing}, so this is not a Kubernetes object"),
+                help: "add what is missing, or move the file out of the application's directory".to_owned(),
+            });
+        };
+        match kinds::by_kind(api_version, kind_name) {
             Some(kind) if kind.group == "holdfast.dev" => {
-                let flaw = flaw(
-                    "an Application cannot be made by a manifest yet",
-                    "declare it in config.toml as [[application]]",
-                );
+                let flaw = Flaw {
+                    line: place.line,
+                    column: place.column,
+                    message: "an Application cannot be made by a manifest yet".to_owned(),
+                    help: "declare it in config.toml as [[application]]".to_owned(),
+                };
                 self.defect(flaw, None);
             }
-            Some(kind) => self.object(node, kind),
-            None => self.unknown_kind(node, &api_version, &kind_name),
+            Some(kind) => self.object(value, place, kind),
+            None => self.of_yesterday(&value, place),
+        }
+    }
+
+    /// A version that Kubernetes no longer serves is read in today's form, and told.
+    fn of_yesterday(&mut self, value: &Value, place: &Place<'_>) {
+        let served = |today: &legacy::Today| {
+            let text = |name: &str| today.object[name].as_str().unwrap_or_default();
+            kinds::by_kind(text("apiVersion"), text("kind"))
+        };
+        match legacy::today(value) {
+            Some(Ok(today)) if let Some(kind) = served(&today) => {
+                for change in &today.changes {
+                    let (line, column) = (place.find)(&change.path);
+                    self.built.notices.push(Defect {
+                        file: self.file.to_string(),
+                        line,
+                        column,
+                        message: format!("yesterday's manifest: {}", change.message),
+                        help: "write it so in the file; older Kubernetes versions of it are gone".to_owned(),
+                        object: None,
+                    });
+                }
+                self.object(today.object, place, kind);
+            }
+            Some(Err(gone)) => {
+                let (line, column) = (place.find)(&gone.path);
+                self.keep_back(value, place);
+                let message = format!("{} is gone from Kubernetes", gone.what);
+                let flaw = Flaw { line, column, message, help: format!("use instead: {}", gone.instead) };
+                self.defect(flaw, None);
+            }
+            _ => self.unknown_kind(value, place),
         }
     }
 
     /// The object keeps its name, so that one which is live under another version is not pruned.
-    fn unknown_kind(&mut self, node: &Node, api_version: &str, kind_name: &str) {
-        let (message, help) = suggest::kind(api_version, kind_name);
-        let place = node.get("kind").map_or((node.line, node.column), |entry| (entry.line, entry.column));
-        let (group, _) = kinds::split_api_version(api_version);
-        let meta = |name: &str| {
-            node.get("metadata").and_then(|meta| meta.value.get(name)).and_then(|e| as_text(&e.value))
-        };
-        let object = meta("name").map(|name| Id {
-            group: group.to_owned(),
-            kind: kind_name.to_owned(),
-            namespace: meta("namespace").unwrap_or_else(|| self.defaults.namespace.clone()),
-            name,
-        });
-        let named = object.as_ref().map(Id::to_string);
-        self.built.kept_back.extend(object.map(|id| (id, node.line)));
-        self.defect(Flaw { line: place.0, column: place.1, message, help }, named);
+    fn unknown_kind(&mut self, value: &Value, place: &Place<'_>) {
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let api_version = text(&value["apiVersion"]).unwrap_or_default();
+        let kind_name = text(&value["kind"]).unwrap_or_default();
+        let (message, help) = suggest::kind(&api_version, &kind_name);
+        let (line, column) = (place.find)("kind");
+        let named = self.keep_back(value, place);
+        self.defect(Flaw { line, column, message, help }, named);
     }
 
-    fn object(&mut self, node: &Node, kind: &'static Kind) {
-        let mut value = node.value();
+    /// Remembers the name of an object that is not understood.
+    fn keep_back(&mut self, value: &Value, place: &Place<'_>) -> Option<String> {
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let (group, _) = kinds::split_api_version(value["apiVersion"].as_str().unwrap_or_default());
+        let object = Id {
+            group: group.to_owned(),
+            kind: text(&value["kind"])?,
+            namespace: text(&value["metadata"]["namespace"])
+                .unwrap_or_else(|| self.defaults.namespace.clone()),
+            name: text(&value["metadata"]["name"])?,
+        };
+        let named = object.to_string();
+        self.built.kept_back.push((object, Arc::clone(self.file), place.line));
+        Some(named)
+    }
+
+    fn object(&mut self, mut value: Value, place: &Place<'_>, kind: &'static Kind) {
         let id = match self.identify(&value, kind) {
             Ok(id) => id,
             Err((path, message, help)) => {
-                let (line, column) = node.place(path);
+                let (line, column) = (place.find)(path);
                 return self.unread(Flaw { line, column, message, help: help.to_owned() });
             }
         };
-        let defects = flaws_of_fields(node, kind, &mut value);
+        let mut defects = flaws_of_fields(place, kind, &mut value);
+        defects.extend(legacy::gone(&value).into_iter().map(|gone| {
+            let (line, column) = (place.find)(&gone.path);
+            let message = format!("{} are gone from Kubernetes", gone.what);
+            Flaw { line, column, message, help: format!("use instead: {}", gone.instead) }
+        }));
         if !defects.is_empty() {
-            self.built.kept_back.push((id.clone(), node.line));
+            self.built.kept_back.push((id.clone(), Arc::clone(self.file), place.line));
             for flaw in defects {
                 self.defect(flaw, Some(id.to_string()));
             }
@@ -185,13 +258,13 @@ impl FileReader<'_> {
             Ok(wave) => {
                 self.fill_in(&mut value, &id);
                 let hash = hash(&value);
-                let (file, line) = (Arc::clone(self.file), node.line);
+                let (file, line) = (Arc::clone(self.file), place.line);
                 self.built.objects.push(Object { id, kind, value: Arc::new(value), file, line, wave, hash });
             }
             Err(annotation) => {
-                let (line, column) = node.place(&format!("metadata.annotations.{annotation}"));
+                let (line, column) = (place.find)(&format!("metadata.annotations.{annotation}"));
                 let message = format!("annotation {annotation} of {id} is not a whole number");
-                self.built.kept_back.push((id.clone(), node.line));
+                self.built.kept_back.push((id.clone(), Arc::clone(self.file), place.line));
                 self.defect(
                     Flaw { line, column, message, help: "write it like \"1\"".to_owned() },
                     Some(id.to_string()),
@@ -261,11 +334,11 @@ impl FileReader<'_> {
 }
 
 /// Unknown fields and wrong types, each at its line.
-fn flaws_of_fields(node: &Node, kind: &'static Kind, value: &mut Value) -> Vec<Flaw> {
+fn flaws_of_fields(place: &Place<'_>, kind: &'static Kind, value: &mut Value) -> Vec<Flaw> {
     schema::coerce(kind, value);
     let defects = schema::check_fields(kind, value);
     let flaw = |defect: schema::Defect| {
-        let (line, column) = node.place(&defect.path);
+        let (line, column) = (place.find)(&defect.path);
         let help = suggest::help(kind, &defect, value);
         Flaw { line, column, message: suggest::message(&defect), help }
     };

@@ -27,6 +27,25 @@ pub(crate) fn resolve(text: &str) -> Result<Value, &'static str> {
     Ok(number.map_or_else(|| Value::String(text.to_owned()), Value::Number))
 }
 
+/// The same as kustomize reads it: words that YAML 1.1 takes for booleans are text, a date is a moment.
+pub(crate) fn resolve_for_kustomize(text: &str) -> Result<Value, &'static str> {
+    match resolve(text)? {
+        Value::Bool(_) if !text.eq_ignore_ascii_case("true") && !text.eq_ignore_ascii_case("false") => {
+            Ok(Value::String(text.to_owned()))
+        }
+        Value::String(word) if is_date(&word) => Ok(Value::String(format!("{word}T00:00:00Z"))),
+        value => Ok(value),
+    }
+}
+
+fn is_date(text: &str) -> bool {
+    let form = text.bytes().enumerate().all(|(at, byte)| match at {
+        4 | 7 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    });
+    text.len() == 10 && form && text.parse::<jiff::civil::Date>().is_ok()
+}
+
 /// A plain scalar as an integer or a float, or nothing.
 fn number(text: &str) -> Option<Number> {
     let plain = if text.starts_with('.') { text.to_owned() } else { text.replace('_', "") };

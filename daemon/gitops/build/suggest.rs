@@ -18,7 +18,8 @@ pub(super) fn kind(api_version: &str, name: &str) -> (String, String) {
         return (message, format!("{name} is served as apiVersion: {}", kind.api_version()));
     }
     if name == "Kustomization" {
-        return (message, "kustomize is not rendered by this node yet; write plain objects".to_owned());
+        let help = "a kustomization is rendered when its file is called kustomization.yaml; Flux' own kind of this name is not served";
+        return (message, help.to_owned());
     }
     let names = kinds::kinds().iter().map(|kind| kind.kind.as_str());
     let help = match nearest(name, names) {
@@ -136,7 +137,7 @@ fn siblings(kind: &Kind, steps: &[Step<'_>]) -> Vec<&'static str> {
 }
 
 /// The nearest of some names, if it is near enough to be meant.
-fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let near = |name: &'a str| {
         let distance = distance(&wanted.to_lowercase(), &name.to_lowercase());
         (distance <= 1 + wanted.len() / 4).then_some((distance, name))

@@ -138,3 +138,77 @@ fn any_cut_of_a_sound_file_gives_objects_or_defects_and_never_a_panic() {
         assert!(built.objects.len() <= 8);
     }
 }
+
+const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+
+fn names(built: &Built) -> Vec<&str> {
+    built.objects.iter().map(|object| object.id.name.as_str()).collect()
+}
+
+#[test]
+fn a_kustomization_is_rendered_and_its_objects_know_the_lines_they_began_at() {
+    let built = builder().build(&Snapshot {
+        root: Arc::from("over"),
+        ..snapshot(&[
+            ("over/kustomization.yaml", "resources: [../base]\nnamePrefix: p-\n"),
+            (
+                "base/kustomization.yaml",
+                "resources: [a.yaml]\nconfigMapGenerator:\n- {name: g, literals: [a=b]}\n",
+            ),
+            ("base/a.yaml", &format!("# first\n---\n{CONFIG_MAP}")),
+            ("over/lost.yaml", CONFIG_MAP),
+        ])
+    });
+    assert_eq!(
+        told(&built),
+        "object base/a.yaml:3 ConfigMap default/p-a wave 0\nobject base/kustomization.yaml:3 ConfigMap default/p-g-4h2mbtbbt6 wave 0\n"
+    );
+    assert_eq!(built.notices.len(), 1, "{:?}", built.notices);
+    assert_eq!(built.notices[0].file, "over/lost.yaml");
+}
+
+#[test]
+fn a_broken_kustomization_is_told_with_its_line_and_prunes_nothing() {
+    let files = [
+        ("kustomization.yaml", "resources:\n- a.yaml\n- nope.yaml\n- https://example.org/x\n"),
+        ("a.yaml", CONFIG_MAP),
+    ];
+    let built = builder().build(&snapshot(&files));
+    let lines: Vec<u32> = built.defects.iter().map(|defect| defect.line).collect();
+    assert_eq!(lines, [3, 4], "{:?}", built.defects);
+    assert!(built.objects.is_empty() && built.unread.contains_key("/"));
+}
+
+#[test]
+fn plain_files_and_outermost_kustomizations_live_side_by_side() {
+    let component = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\n";
+    let named = |name: &str| CONFIG_MAP.replace("name: a", &format!("name: {name}"));
+    let built = builder().build(&snapshot(&[
+        ("plain.yaml", &named("plain")),
+        ("app/base/kustomization.yaml", "resources: [x.yaml]\n"),
+        ("app/base/x.yaml", &named("x")),
+        ("app/prod/kustomization.yaml", "resources: [../base]\ncomponents: [../comp]\nnameSuffix: -prod\n"),
+        ("app/comp/kustomization.yaml", component),
+    ]));
+    assert!(built.defects.is_empty(), "{:?}", built.defects);
+    assert_eq!(names(&built), ["plain", "x-prod"]);
+}
+
+#[test]
+fn a_defect_of_a_rendered_object_is_told_where_it_is_written() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndta: {}\n";
+    let built =
+        builder().build(&snapshot(&[("kustomization.yaml", "resources: [a.yaml]\n"), ("a.yaml", text)]));
+    assert_eq!((built.defects[0].file.as_str(), built.defects[0].line), ("a.yaml", 4), "{:?}", built.defects);
+    assert_eq!(built.kept_back.len(), 1);
+}
+
+#[test]
+fn yesterday_s_manifest_is_read_in_today_s_form_and_told() {
+    let text = "apiVersion: extensions/v1beta1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  template:\n    metadata: {labels: {app: a}}\n    spec: {containers: [{name: c, image: i}]}\n---\napiVersion: policy/v1beta1\nkind: PodSecurityPolicy\nmetadata: {name: p}\n";
+    let built = builder().build(&snapshot(&[("a.yaml", text)]));
+    assert_eq!(built.objects[0].value["apiVersion"], "apps/v1");
+    assert_eq!(built.notices[0].line, 1, "{:?}", built.notices);
+    assert_eq!((built.defects.len(), built.defects[0].line), (1, 10), "{:?}", built.defects);
+    assert_eq!(built.kept_back.len(), 1);
+}

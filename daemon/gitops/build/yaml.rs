@@ -121,10 +121,25 @@ impl Node {
     }
 }
 
+/// Whose reading of plain scalars counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// YAML 1.1, as the API server and kubectl read manifests.
+    Kubernetes,
+    /// What kustomize makes of resources and patches: `yes` and `on` are text, a date gets its time.
+    Kustomize,
+}
+
 /// All documents of a text. Each is read by itself, as Kubernetes does it: an anchor does not reach into the next.
 pub(crate) fn documents(text: &str) -> Vec<Result<Document, Flaw>> {
+    documents_in(text, Dialect::Kubernetes)
+}
+
+/// The same in another dialect.
+pub(crate) fn documents_in(text: &str, dialect: Dialect) -> Vec<Result<Document, Flaw>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    chunks(text).into_iter().flat_map(|(first_line, chunk)| read_chunk(first_line, chunk)).collect()
+    let read = |(first_line, chunk)| read_chunk(first_line, chunk, dialect);
+    chunks(text).into_iter().flat_map(read).collect()
 }
 
 /// Splits at lines that begin a document. Returns each part with the number of its first line.
@@ -153,7 +168,7 @@ fn is_preamble(part: &str) -> bool {
     part.lines().any(|line| line.starts_with('%')) && lines.all(|line| line.starts_with('%'))
 }
 
-fn read_chunk(first_line: u32, chunk: &str) -> Vec<Result<Document, Flaw>> {
+fn read_chunk(first_line: u32, chunk: &str, dialect: Dialect) -> Vec<Result<Document, Flaw>> {
     let mut parser = Parser::new_from_str(chunk);
     let mut found = Vec::new();
     loop {
@@ -162,6 +177,7 @@ fn read_chunk(first_line: u32, chunk: &str) -> Vec<Result<Document, Flaw>> {
                 let mut reader = Reader {
                     parser: &mut parser,
                     first_line,
+                    dialect,
                     anchors: BTreeMap::new(),
                     flaws: Vec::new(),
                     merged: 0,
@@ -203,6 +219,7 @@ fn position(marker: &saphyr_parser::Marker, first_line: u32) -> (u32, u32) {
 struct Reader<'p, 'i> {
     parser: &'p mut Parser<'i, saphyr_parser::StrInput<'i>>,
     first_line: u32,
+    dialect: Dialect,
     anchors: BTreeMap<usize, Rc<Node>>,
     flaws: Vec<Flaw>,
     /// Entries looked at for `<<` so far.
@@ -403,7 +420,10 @@ impl Reader<'_, '_> {
             Some("str") => Ok(Value::String(text.to_owned())),
             Some("binary") => refuse("!!binary is not read here; Secrets hold base64 as a plain string"),
             Some("int" | "float" | "bool" | "null") => scalar::resolve(text).or_else(refuse),
-            _ if style == ScalarStyle::Plain => scalar::resolve(text).or_else(refuse),
+            _ if style == ScalarStyle::Plain => match self.dialect {
+                Dialect::Kubernetes => scalar::resolve(text).or_else(refuse),
+                Dialect::Kustomize => scalar::resolve_for_kustomize(text).or_else(refuse),
+            },
             _ => Ok(Value::String(text.to_owned())),
         }
     }

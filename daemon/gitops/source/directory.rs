@@ -3,7 +3,7 @@
 //! Invariant: the watch stands before the directory is read, so no change falls between the two.
 //! Invariant: a directory that is gone is trouble, not an empty directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,9 +16,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::collect::{Found, Kind, Tree, Unlisted, collect};
 use super::notice::{Notice, Quiet, may_be_directory, nearest_existing};
-use super::{MOST_BYTES, MOST_FILE_BYTES, MOST_FILES, Slot, Snapshot, is_manifest, is_passing};
+use super::{MOST_FILE_BYTES, Slot, Snapshot, is_manifest, is_passing};
 use crate::Error;
+use crate::build::is_kustomization;
+use crate::build::kustomize::{NAMES, is_below, join, parent};
 
 /// After a time without changes: one save is one save.
 const CALM: Quiet = Quiet {
@@ -50,12 +53,18 @@ impl Directory {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut reader = Reader { root: self.path.clone(), known: BTreeMap::new() };
         let mut last_change: Option<Instant> = None;
+        let mut beside = Beside::default();
         loop {
-            let notice = watch(&self.path);
+            let notice = watch(&self.path, &beside);
             let identity = identity(&self.path);
             // Until the thing behind the path is another one, this watch is the right one.
             loop {
                 reader = self.read(reader).await;
+                let now = self.slot.snapshot().map(|snapshot| Beside::of(&snapshot)).unwrap_or_default();
+                if now != beside {
+                    beside = now;
+                    break;
+                }
                 let burst = || last_change.is_some_and(|at| at.elapsed() < BURST_GAP);
                 tokio::select! {
                     biased;
@@ -107,8 +116,41 @@ async fn changed(notice: &Result<Notice, Error>, quiet: impl Fn() -> Quiet, slot
     }
 }
 
-/// Watches the directory with all below it, and the one above it, which says when this one is replaced.
-fn watch(path: &Path) -> Result<Notice, Error> {
+/// Reads a directory once, or a single file.
+pub(crate) fn read(path: &Path) -> Result<Snapshot, Error> {
+    if !path.is_file() {
+        return Reader { root: path.to_path_buf(), known: BTreeMap::new() }.read();
+    }
+    let fail = |source| Error::ReadDirectory { path: path.to_path_buf(), source };
+    let bytes = fs::read(path).map_err(fail)?;
+    let name = join("", &path.display().to_string());
+    let root = Arc::from(parent(&name));
+    let files = BTreeMap::from([(Arc::from(name), Arc::from(bytes))]);
+    Ok(Snapshot { root, files, ..Snapshot::default() })
+}
+
+/// What a directory's kustomizations read besides its own manifests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Beside {
+    /// Then any file may be one that they read.
+    has_kustomizations: bool,
+    /// Directories beside the application's own.
+    dirs: BTreeSet<PathBuf>,
+}
+
+impl Beside {
+    fn of(snapshot: &Snapshot) -> Beside {
+        let outside = snapshot.files.keys().filter(|file| !is_below(&snapshot.root, file));
+        Beside {
+            has_kustomizations: snapshot.files.keys().any(|file| is_kustomization(file)),
+            dirs: outside.map(|file| on_disk(parent(file))).collect(),
+        }
+    }
+}
+
+/// Watches the directory with all below it, what its kustomizations read beside it, and the directory above, which says
+/// when this one is replaced.
+fn watch(path: &Path, beside: &Beside) -> Result<Notice, Error> {
     // Events name paths as they are watched: one spelling for all of them.
     let root = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let above = nearest_existing(root.parent().unwrap_or(Path::new("/")));
@@ -117,17 +159,32 @@ fn watch(path: &Path) -> Result<Notice, Error> {
     if here {
         paths.push((root.clone(), RecursiveMode::Recursive));
     }
+    let others: BTreeSet<PathBuf> = beside
+        .dirs
+        .iter()
+        .filter_map(|dir| std::path::absolute(dir).ok())
+        .filter(|dir| dir.is_dir())
+        .collect();
+    paths.extend(others.iter().map(|dir| (dir.clone(), RecursiveMode::NonRecursive)));
+    let any_file = beside.has_kustomizations;
     Notice::new(&paths, move |touched: &Path, kind: &EventKind| {
         if !here {
             return may_be_directory(kind);
         }
         let Ok(below) = touched.strip_prefix(&root) else {
+            if touched.parent().is_some_and(|dir| others.contains(dir)) {
+                return true;
+            }
             // The directory above was itself moved or removed.
             return root.starts_with(touched);
         };
-        let hidden = below.components().any(|part| is_passing(&part.as_os_str().to_string_lossy()));
         let name = below.file_name().map(|name| name.to_string_lossy());
-        !hidden && name.is_none_or(|name| is_manifest(&name) || may_be_directory(kind))
+        if name.as_deref().is_some_and(|name| matches!(name, ".sourceignore" | ".holdfastignore")) {
+            return true;
+        }
+        let hidden = below.components().any(|part| is_passing(&part.as_os_str().to_string_lossy()));
+        let wanted = |name: &str| any_file || is_manifest(name) || NAMES.contains(&name);
+        !hidden && name.is_none_or(|name| wanted(&name) || may_be_directory(kind))
     })
 }
 
@@ -152,34 +209,14 @@ struct Known {
 
 impl Reader {
     fn read(&mut self) -> Result<Snapshot, Error> {
-        let fail = |source| Error::ReadDirectory { path: self.root.clone(), source };
-        let too_much = |most, what| Error::TooMuch { path: self.root.display().to_string(), most, what };
-        let mut found = Vec::new();
-        let mut snapshot = Snapshot::default();
-        list(&self.root, &mut found, &mut snapshot).map_err(fail)?;
-        if found.len() > MOST_FILES {
-            return Err(too_much(MOST_FILES, "manifests"));
-        }
-        let mut known = BTreeMap::new();
-        let mut total = 0;
-        for path in found {
-            let shown: Arc<str> = Arc::from(path.to_string_lossy().as_ref());
-            match self.file(&path) {
-                Ok(Some(file)) => {
-                    total += file.bytes.len();
-                    snapshot.files.insert(shown, Arc::clone(&file.bytes));
-                    known.insert(path, file);
-                }
-                Ok(None) => {}
-                Err(why) => {
-                    snapshot.unreadable.insert(shown, why);
-                }
-            }
-            if total > MOST_BYTES {
-                return Err(too_much(MOST_BYTES, "bytes of manifests"));
-            }
-        }
-        self.known = known;
+        let shown = self.root.display().to_string();
+        // A name is one and the same however its directory was spelled.
+        let root = join("", &shown);
+        let meta = fs::metadata(&self.root).and_then(|_| fs::read_dir(&self.root));
+        meta.map_err(|source| Error::ReadDirectory { path: self.root.clone(), source })?;
+        let mut reading = Reading { reader: self, known: BTreeMap::new() };
+        let mut snapshot = collect(&mut reading, &root, &shown)?;
+        self.known = reading.known;
         snapshot.revision = revision(&snapshot);
         Ok(snapshot)
     }
@@ -188,6 +225,7 @@ impl Reader {
     fn file(&self, path: &Path) -> Result<Option<Known>, String> {
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
                 return Ok(None);
             }
@@ -226,32 +264,48 @@ fn age(meta: &Metadata) -> Option<Duration> {
     SystemTime::now().duration_since(changed).ok()
 }
 
-/// All manifests below a directory. Links to files are followed, links to directories are not: they may form a ring.
-fn list(dir: &Path, found: &mut Vec<PathBuf>, snapshot: &mut Snapshot) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let path = entry.path();
-        let is_dir = entry.file_type()?.is_dir();
-        if is_passing(&name) {
-            continue;
-        }
-        if is_dir {
-            match list(&path, found, snapshot) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // A part that cannot be listed hides files: all that came from below it has to stay.
-                Err(error) => {
-                    let shown = Arc::from(format!("{}/", path.display()));
-                    snapshot.unreadable.insert(shown, format!("cannot be listed: {error}"));
-                }
+/// One reading of a directory. Links to files are followed, links to directories are not: they may form a ring.
+struct Reading<'r> {
+    reader: &'r Reader,
+    known: BTreeMap<PathBuf, Known>,
+}
+
+impl Tree for Reading<'_> {
+    fn list(&mut self, dir: &str) -> Result<Vec<(String, Kind)>, Unlisted> {
+        let path = on_disk(dir);
+        let unlisted = |source: io::Error| match source.kind() {
+            _ if path == self.reader.root => {
+                Unlisted::Broken(Error::ReadDirectory { path: path.clone(), source })
             }
-        } else if is_manifest(&name) {
-            found.push(path);
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Unlisted::Gone,
+            _ => Unlisted::Hidden(format!("cannot be listed: {source}")),
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&path).map_err(&unlisted)? {
+            let entry = entry.map_err(&unlisted)?;
+            let is_dir = entry.file_type().map_err(&unlisted)?.is_dir();
+            let kind = if is_dir { Kind::Directory } else { Kind::File };
+            found.push((entry.file_name().to_string_lossy().into_owned(), kind));
         }
+        Ok(found)
     }
-    Ok(())
+
+    fn file(&mut self, path: &str) -> Result<Found, Error> {
+        let path = on_disk(path);
+        Ok(match self.reader.file(&path) {
+            Ok(Some(known)) => {
+                let bytes = Arc::clone(&known.bytes);
+                self.known.insert(path, known);
+                Found::File(bytes)
+            }
+            Ok(None) => Found::Nothing,
+            Err(why) => Found::Unreadable(why),
+        })
+    }
+}
+
+fn on_disk(name: &str) -> PathBuf {
+    PathBuf::from(if name.is_empty() { "." } else { name })
 }
 
 /// A hash of names and contents: the same files always have the same revision.

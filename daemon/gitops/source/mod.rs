@@ -2,8 +2,10 @@
 //!
 //! Invariant: a source that cannot be read keeps giving its last good snapshot, and says why.
 
+mod collect;
 mod directory;
 mod git;
+mod ignore;
 mod location;
 mod notice;
 mod repository;
@@ -22,7 +24,7 @@ use tracing::warn;
 
 use crate::Error;
 
-pub(crate) use directory::Directory;
+pub(crate) use directory::{Directory, read};
 pub(crate) use git::{Git, Wanted};
 pub(crate) use location::Location;
 
@@ -44,7 +46,10 @@ pub(crate) struct Snapshot {
     pub(crate) message: Option<String>,
     /// When the commit was made; nothing for a directory.
     pub(crate) committed_at: Option<Timestamp>,
-    /// Manifests by the name a person knows them by.
+    /// The application's directory, as the names of its files begin; files beside it are those that its kustomizations
+    /// refer to.
+    pub(crate) root: Arc<str>,
+    /// Manifests, and what kustomizations read besides, by the name a person knows them by.
     pub(crate) files: BTreeMap<Arc<str>, Arc<[u8]>>,
     /// Manifests that are there but cannot be read, and why.
     pub(crate) unreadable: BTreeMap<Arc<str>, String>,

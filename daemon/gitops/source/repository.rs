@@ -14,10 +14,10 @@ use std::sync::Arc;
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryInitOptions, Tree};
 use jiff::Timestamp;
 
-use super::{MOST_BYTES, MOST_FILE_BYTES, MOST_FILES, Snapshot, is_manifest, is_passing};
+use super::collect::{Found, Kind, Tree as Files, Unlisted, collect};
+use super::{MOST_FILE_BYTES, Snapshot};
 use crate::Error;
-
-const MOST_DEPTH: usize = 64;
+use crate::build::kustomize::{join, parent};
 
 /// The directories of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,104 +186,97 @@ impl Reading {
         let repository = self.open().map_err(self.failed("objects for"))?;
         let object = repository.find_object(id, None).map_err(self.failed("object"))?;
         let commit = object.peel_to_commit().map_err(self.failed("commit"))?;
-        let mut tree = commit.tree().map_err(self.failed("tree of"))?;
-        if !self.path.is_empty() {
-            let entry = tree
-                .get_path(Path::new(&self.path))
-                .ok()
-                .filter(|entry| entry.kind() == Some(ObjectType::Tree));
-            let Some(entry) = entry else {
-                let (path, reference) = (self.path.clone(), self.reference.clone());
-                return Err(Error::NoPath { path, reference, repository: self.repository.clone() });
-            };
-            tree = repository.find_tree(entry.id()).map_err(self.failed("tree of"))?;
+        let tree = commit.tree().map_err(self.failed("tree of"))?;
+        let is_tree = |entry: &git2::TreeEntry<'_>| entry.kind() == Some(ObjectType::Tree);
+        if !self.path.is_empty() && !tree.get_path(Path::new(&self.path)).is_ok_and(|entry| is_tree(&entry)) {
+            let (path, reference) = (self.path.clone(), self.reference.clone());
+            return Err(Error::NoPath { path, reference, repository: self.repository.clone() });
         }
+        let mut files = CommitFiles { repository: &repository, tree: &tree, reading: self };
+        let snapshot = collect(&mut files, &self.path, &self.repository)?;
         let author = commit.author();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut walk =
-            Walk { repository: &repository, snapshot: Snapshot::default(), bytes: 0, reading: self };
-        let prefix = if self.path.is_empty() { String::new() } else { format!("{}/", self.path) };
-        walk.tree(&tree, &prefix, 0)?;
         Ok(Snapshot {
             revision: commit.id().to_string(),
             author: Some(format!("{} <{}>", text(author.name_bytes()), text(author.email_bytes()))),
             message: Some(text(commit.message_bytes()).trim_end().to_owned()),
             committed_at: Timestamp::from_second(commit.time().seconds()).ok(),
-            ..walk.snapshot
+            ..snapshot
         })
     }
 }
 
-struct Walk<'a> {
+/// The files of one commit. Links are followed inside it and nowhere else.
+struct CommitFiles<'a> {
     repository: &'a Repository,
-    snapshot: Snapshot,
-    bytes: usize,
+    tree: &'a Tree<'a>,
     reading: &'a Reading,
 }
 
-impl Walk<'_> {
-    fn tree(&mut self, tree: &Tree<'_>, prefix: &str, depth: usize) -> Result<(), Error> {
-        let too_much = |most, what| Error::TooMuch { path: self.reading.repository.clone(), most, what };
-        if depth > MOST_DEPTH {
-            return Err(too_much(MOST_DEPTH, "levels of directories"));
-        }
+const LINK: i32 = 0o120_000;
+/// Links that lead to links.
+const MOST_LINKS: usize = 8;
+
+impl Files for CommitFiles<'_> {
+    fn list(&mut self, dir: &str) -> Result<Vec<(String, Kind)>, Unlisted> {
+        let failed = |source| Unlisted::Broken(self.reading.failed(&format!("{dir} of"))(source));
+        let entry;
+        let subtree;
+        let tree = if dir.is_empty() {
+            self.tree
+        } else {
+            entry = self.tree.get_path(Path::new(dir)).map_err(|_| Unlisted::Gone)?;
+            if entry.kind() != Some(ObjectType::Tree) {
+                return Err(Unlisted::Gone);
+            }
+            subtree = self.repository.find_tree(entry.id()).map_err(failed)?;
+            &subtree
+        };
+        let mut found = Vec::new();
         for entry in tree {
             let name = String::from_utf8_lossy(entry.name_bytes()).into_owned();
-            if is_passing(&name) {
-                continue;
-            }
-            let path = format!("{prefix}{name}");
             match entry.kind() {
-                Some(ObjectType::Tree) => {
-                    let below = self
-                        .repository
-                        .find_tree(entry.id())
-                        .map_err(self.reading.failed(&format!("{path} of")))?;
-                    self.tree(&below, &format!("{path}/"), depth + 1)?;
-                }
-                Some(ObjectType::Blob) if is_manifest(&name) => {
-                    self.blob(entry.id(), entry.filemode(), &path)?
-                }
+                Some(ObjectType::Tree) => found.push((name, Kind::Directory)),
+                Some(ObjectType::Blob) => found.push((name, Kind::File)),
                 _ => {}
             }
-            if self.snapshot.files.len() > MOST_FILES {
-                return Err(Error::TooMuch {
-                    path: self.reading.repository.clone(),
-                    most: MOST_FILES,
-                    what: "manifests",
-                });
-            }
-            if self.bytes > MOST_BYTES {
-                return Err(Error::TooMuch {
-                    path: self.reading.repository.clone(),
-                    most: MOST_BYTES,
-                    what: "bytes of manifests",
-                });
-            }
         }
-        Ok(())
+        Ok(found)
     }
 
-    fn blob(&mut self, id: Oid, mode: i32, path: &str) -> Result<(), Error> {
-        let shown: Arc<str> = Arc::from(path);
-        if mode == 0o120_000 {
-            let why = "is a symbolic link; links are not followed in a repository, write the file itself";
-            self.snapshot.unreadable.insert(shown, why.to_owned());
-            return Ok(());
+    fn file(&mut self, path: &str) -> Result<Found, Error> {
+        let mut path = path.to_owned();
+        for _ in 0..MOST_LINKS {
+            if path.is_empty() || path.starts_with('/') || path.starts_with("..") {
+                return Ok(Found::Nothing);
+            }
+            let Ok(entry) = self.tree.get_path(Path::new(&path)) else { return Ok(Found::Nothing) };
+            if entry.kind() != Some(ObjectType::Blob) {
+                return Ok(Found::Nothing);
+            }
+            let failed = self.reading.failed(&format!("{path} of"));
+            let odb = self.repository.odb().map_err(&failed)?;
+            let (size, _) = odb.read_header(entry.id()).map_err(&failed)?;
+            if size > MOST_FILE_BYTES {
+                let why = format!("is larger than {MOST_FILE_BYTES} bytes, so it is not read");
+                return Ok(Found::Unreadable(why));
+            }
+            let object = odb.read(entry.id()).map_err(&failed)?;
+            if entry.filemode() != LINK {
+                return Ok(Found::File(Arc::from(object.data())));
+            }
+            let target = String::from_utf8_lossy(object.data()).into_owned();
+            let next = join(parent(&path), &target);
+            let leaves = next.starts_with('/') || next.starts_with("..");
+            if leaves || self.tree.get_path(Path::new(&next)).is_err() {
+                let where_to = if leaves { "out of the repository" } else { "to nothing" };
+                return Ok(Found::Unreadable(format!(
+                    "is a symbolic link that leads {where_to}, to {target}"
+                )));
+            }
+            path = next;
         }
-        let failed = self.reading.failed(&format!("{path} of"));
-        let odb = self.repository.odb().map_err(&failed)?;
-        let (size, _) = odb.read_header(id).map_err(&failed)?;
-        if size > MOST_FILE_BYTES {
-            self.snapshot
-                .unreadable
-                .insert(shown, format!("is larger than {MOST_FILE_BYTES} bytes, so it is not read"));
-            return Ok(());
-        }
-        let object = odb.read(id).map_err(&failed)?;
-        self.bytes += size;
-        self.snapshot.files.insert(shown, Arc::from(object.data()));
-        Ok(())
+        Ok(Found::Unreadable("is a symbolic link that leads in a ring".to_owned()))
     }
 }
 

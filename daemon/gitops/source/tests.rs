@@ -437,3 +437,58 @@ async fn an_address_where_nobody_answers_is_told_by_name() {
     let told = seen[0].until("trouble", |sourced| sourced.trouble.is_some()).await;
     assert!(told.trouble.as_ref().unwrap().contains("http://127.0.0.1:9/x.git"), "{told:?}");
 }
+
+#[tokio::test]
+async fn a_kustomization_brings_its_bases_from_beside_the_directory_and_they_are_watched() {
+    let dir = TempDir::new().unwrap();
+    for sub in ["over", "base"] {
+        fs::create_dir(dir.path().join(sub)).unwrap();
+    }
+    fs::write(dir.path().join("over/kustomization.yaml"), "resources: [../base]\n").unwrap();
+    fs::write(
+        dir.path().join("base/kustomization.yaml"),
+        "configMapGenerator: [{name: g, files: [x.conf]}]\n",
+    )
+    .unwrap();
+    fs::write(dir.path().join("base/x.conf"), "1").unwrap();
+    let (_tasks, mut seen) = follow_directory(&dir.path().join("over"));
+    let has = |text: &'static str| {
+        move |sourced: &Sourced| files(sourced).contains(&("x.conf", text)) && files(sourced).len() == 3
+    };
+    seen.until("the base", has("1")).await;
+    fs::write(dir.path().join("base/x.conf"), "2").unwrap();
+    seen.until("the base's new file", has("2")).await;
+}
+
+#[tokio::test]
+async fn a_hostile_repository_reads_nothing_but_itself_and_hides_nothing() {
+    let repositories = Repositories::new();
+    let work = &repositories.work;
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, work.join(name)).unwrap();
+    fs::write(work.join("good.yaml"), "good").unwrap();
+    link("good.yaml", "linked.yaml");
+    link("/etc/passwd", "absolute.yaml");
+    link("../../etc/passwd", "up.yaml");
+    link("b.yaml", "c.yaml");
+    link("c.yaml", "b.yaml");
+    link("/etc", "dir");
+    fs::write(work.join("huge.yaml"), vec![b'#'; MOST_FILE_BYTES + 1]).unwrap();
+    repositories.push("kustomization.yaml", "resources: [../../etc/passwd, good.yaml]\n", "hostile");
+    let location = Location::Local(repositories.bare.clone());
+    let (_tasks, _, mut seen) =
+        follow_git(location, &[("main", "")], repositories.above.path(), Path::new("ssh"));
+    let sourced = seen[0].until("the snapshot", |sourced| sourced.snapshot.is_some()).await;
+    let snapshot = sourced.snapshot.as_ref().unwrap();
+    let read: Vec<&str> = snapshot.files.keys().map(|file| &**file).collect();
+    assert_eq!(read, ["good.yaml", "kustomization.yaml", "linked.yaml"]);
+    let hidden: Vec<(&str, &str)> =
+        snapshot.unreadable.iter().map(|(file, why)| (&**file, why.as_str())).collect();
+    for (file, word) in [
+        ("absolute.yaml", "out of the repository"),
+        ("up.yaml", "out of"),
+        ("b.yaml", "ring"),
+        ("huge.yaml", "larger"),
+    ] {
+        assert!(hidden.iter().any(|(name, why)| *name == file && why.contains(word)), "{file}: {hidden:?}");
+    }
+}
