@@ -1,18 +1,18 @@
 //! What the status page and the command line can ask of a running node.
 
-use std::path::PathBuf;
-
 use apiserver::Server;
 use futures::future::BoxFuture;
 use gitops::Engine;
-use images::{Image, Images, Reference};
 use serde_json::{Value, json};
-use web::{Decision, Refusal};
+use tokio::sync::mpsc;
+use web::{Decision, ImageOrder, Pieces, Refusal};
+
+use crate::larder::{Larder, refuse};
 
 /// The rooms behind `web::Actions`.
 pub(crate) struct Actions {
     pub(crate) engine: Engine,
-    pub(crate) images: Images,
+    pub(crate) larder: Larder,
     pub(crate) server: Server,
 }
 
@@ -76,38 +76,16 @@ impl web::Actions for Actions {
     }
 
     fn images(&self) -> Value {
-        self.images.list().iter().map(|image| told(image)).collect()
+        self.larder.list()
     }
 
-    fn load_image(&self, path: PathBuf) -> BoxFuture<'_, Result<Value, Refusal>> {
-        Box::pin(async move {
-            let loaded = self.images.load(&path).await.map_err(|error| refuse(422, &error))?;
-            Ok(loaded.iter().map(|image| told(image)).collect())
-        })
+    fn image(&self, order: ImageOrder, tell: mpsc::Sender<Value>) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(self.larder.obey(order, tell))
     }
 
-    fn pull_image(&self, reference: String) -> BoxFuture<'_, Result<Value, Refusal>> {
-        Box::pin(async move {
-            let reference = parse(&reference)?;
-            let image = self.images.pull(&reference, None).await.map_err(|error| refuse(502, &error))?;
-            Ok(json!([told(&image)]))
-        })
+    fn save_images(&self, images: Vec<String>, format: String) -> BoxFuture<'_, Result<Pieces, Refusal>> {
+        Box::pin(async move { self.larder.save(&images, &format) })
     }
-
-    fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>> {
-        Box::pin(
-            async move { self.images.remove(&parse(&reference)?).await.map_err(|error| refuse(404, &error)) },
-        )
-    }
-}
-
-fn parse(reference: &str) -> Result<Reference, Refusal> {
-    reference.parse().map_err(|error: images::Error| refuse(400, &error))
-}
-
-fn told(image: &Image) -> Value {
-    let names: Vec<String> = image.references.iter().map(ToString::to_string).collect();
-    json!({ "id": image.id, "digest": image.digest, "references": names, "size": image.size })
 }
 
 fn refuse_of(error: &gitops::Error) -> Refusal {
@@ -117,8 +95,4 @@ fn refuse_of(error: &gitops::Error) -> Refusal {
         _ => 503,
     };
     refuse(status, error)
-}
-
-fn refuse(status: u16, error: &dyn std::error::Error) -> Refusal {
-    Refusal { status, message: reconcile::chain(error) }
 }

@@ -5,6 +5,9 @@
 mod actions;
 mod cli;
 mod config;
+mod garbage;
+mod kitchen;
+mod larder;
 mod node;
 
 use std::io::IsTerminal;
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
                 print!("{}", toml::to_string(&config).expect("a configuration is plain data"));
                 ExitCode::SUCCESS
             }
+            Command::Image { command, json } => cli::image::run(&at(&config), &config, command, json).await,
             command => cli::run(command, &at(&config)).await,
         }
     })

@@ -27,9 +27,12 @@ use tokio::net::TcpListener;
 
 use crate::actions::Actions;
 use crate::config::{Config, Isolation};
+use crate::garbage::{self, Users};
+use crate::kitchen::{self, Kitchen};
+use crate::larder::Larder;
 
 /// The program that holds a pod's namespaces; see daemon/shim.
-const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast-shim"));
+pub(crate) const SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast-shim"));
 /// The demo's program; see manifests/kubia.
 const KUBIA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kubia"));
 /// The name of the demo's image.
@@ -94,7 +97,10 @@ pub(crate) enum NodeError {
     },
 }
 
-fn room<E: std::error::Error + Send + Sync + 'static>(room: &'static str) -> impl Fn(E) -> NodeError {
+/// Says which room it was.
+pub(crate) fn room<E: std::error::Error + Send + Sync + 'static>(
+    room: &'static str,
+) -> impl Fn(E) -> NodeError {
     move |source| NodeError::Room { room, source: Box::new(source) }
 }
 
@@ -125,7 +131,8 @@ impl Places {
         Ok(Places { data, instance })
     }
 
-    fn dir(&self, name: &str) -> PathBuf {
+    /// A directory in the data directory.
+    pub(crate) fn dir(&self, name: &str) -> PathBuf {
         self.data.join(name)
     }
 
@@ -291,6 +298,13 @@ impl Node {
         })
         .map_err(room("the applications"))?;
         engine.start(&tasks);
+        let users = Users {
+            images: ground.images.clone(),
+            runtime: Arc::clone(&ground.runtime) as Arc<dyn Runtime>,
+            caches: caches.clone(),
+        };
+        garbage::start(users.clone(), &tasks, clock);
+        let in_use = Arc::new(move || users.in_use());
         let roof = Roof {
             config: &config,
             places: &places,
@@ -298,7 +312,7 @@ impl Node {
             missing: &missing,
             server,
             engine,
-            images: ground.images,
+            larder: Larder::new(&config, &places, ground.images, in_use),
             caches,
         };
         let web = roof.web(clock)?;
@@ -326,7 +340,7 @@ struct Roof<'a> {
     missing: &'a [runtime::Missing],
     server: Server,
     engine: Engine,
-    images: Images,
+    larder: Larder,
     caches: Caches,
 }
 
@@ -347,7 +361,7 @@ impl Roof<'_> {
             started: clock.now(),
         };
         let applications = self.engine.names().into_iter().collect();
-        let actions = Actions { engine: self.engine, images: self.images, server: self.server };
+        let actions = Actions { engine: self.engine, larder: self.larder, server: self.server };
         Ok(web::Web::new(web::Parts {
             node: facts,
             applications,
@@ -462,16 +476,17 @@ fn network_config(config: &Config, places: &Places) -> network::Config {
     network::Config { dir: places.dir("network"), name: places.instance.clone(), ..config.network.clone() }
 }
 
-async fn open_runtime(config: &Config, places: &Places) -> Result<Arc<LinuxRuntime>, NodeError> {
+/// For containers in this directory and cgroup.
+pub(crate) fn runtime_config(config: &Config, dir: PathBuf, cgroup: String) -> runtime::linux::Config {
     let isolation = match config.node.isolation {
         Isolation::Full => Demand::Full,
         Isolation::BestEffort => Demand::BestEffort,
     };
-    let config = runtime::linux::Config {
-        dir: places.dir("runtime"),
-        cgroup: format!("holdfast-{}", places.instance),
-        isolation,
-    };
+    runtime::linux::Config { dir, cgroup, isolation }
+}
+
+async fn open_runtime(config: &Config, places: &Places) -> Result<Arc<LinuxRuntime>, NodeError> {
+    let config = runtime_config(config, places.dir("runtime"), format!("holdfast-{}", places.instance));
     LinuxRuntime::open(config, SHIM).await.map_err(room("the runtime"))
 }
 
@@ -540,6 +555,7 @@ pub(crate) async fn take_down(config: &Config, places: &Places) -> Result<(), No
     let (runtime, network) =
         tokio::join!(open_runtime(config, places), LinuxNetwork::open(network_config(config, places)));
     runtime?.remove_all().await.map_err(room("the runtime"))?;
+    Kitchen::clear(kitchen::config(config, places), SHIM).await.map_err(room("the runtime of builds"))?;
     network.map_err(room("the network"))?.remove_all().await.map_err(room("the network"))?;
     for path in [places.dir("pods"), places.memory()] {
         match fs::remove_dir_all(&path) {

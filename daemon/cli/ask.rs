@@ -55,13 +55,19 @@ impl At {
     /// Sends a request; the answer's JSON.
     pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Value, CliError> {
         let failed = |source: reqwest::Error| self.failed(source);
-        let answer = request.send().await.map_err(failed)?;
+        let bytes = self.stream(request).await?.bytes().await.map_err(failed)?;
+        Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    /// Sends a request whose answer comes piece by piece.
+    pub(super) async fn stream(&self, request: RequestBuilder) -> Result<reqwest::Response, CliError> {
+        let answer = request.send().await.map_err(|source| self.failed(source))?;
         let status = answer.status();
-        let bytes = answer.bytes().await.map_err(failed)?;
-        let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status.is_success() {
-            return Ok(value);
+            return Ok(answer);
         }
+        let bytes = answer.bytes().await.map_err(|source| self.failed(source))?;
+        let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         let text = || String::from_utf8_lossy(&bytes).into_owned();
         let message = value["message"].as_str().map_or_else(text, str::to_owned);
         Err(CliError::Refused { status: status.as_u16(), message })
@@ -95,14 +101,24 @@ impl At {
 
 /// Cuts an event stream into the documents of its `data:` lines. Ours are one line each.
 #[derive(Default)]
-struct Lines(Vec<u8>);
+pub(super) struct Lines(Vec<u8>);
 
 impl Lines {
-    fn documents(&mut self, chunk: &[u8]) -> Vec<Value> {
+    /// The documents of a stream that has one on each line.
+    pub(super) fn plain(&mut self, chunk: &[u8]) -> Vec<Value> {
+        let whole = self.whole(chunk);
+        whole.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    fn whole(&mut self, chunk: &[u8]) -> Vec<u8> {
         self.0.extend_from_slice(chunk);
-        let Some(end) = self.0.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
-        let rest = self.0.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.0, rest);
+        let end = self.0.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let rest = self.0.split_off(end);
+        std::mem::replace(&mut self.0, rest)
+    }
+
+    fn documents(&mut self, chunk: &[u8]) -> Vec<Value> {
+        let whole = self.whole(chunk);
         let data = whole.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data:"));
         data.filter_map(|text| serde_json::from_slice(text).ok()).collect()
     }
@@ -125,6 +141,14 @@ pub(crate) enum CliError {
         /// Why not.
         #[source]
         source: reqwest::Error,
+    },
+    /// Nobody listens, and its images cannot be reached without it.
+    #[error("no node answers at {page}, and without one: {reason}")]
+    Alone {
+        /// Where was asked.
+        page: String,
+        /// Why its directory is of no use.
+        reason: String,
     },
     /// The node says no.
     #[error("{message}")]
@@ -163,7 +187,7 @@ impl CliError {
             source = cause.source();
         }
         eprintln!("{line}");
-        ExitCode::from(if matches!(self, CliError::NoNode { .. }) { 3 } else { 1 })
+        ExitCode::from(if matches!(self, CliError::NoNode { .. } | CliError::Alone { .. }) { 3 } else { 1 })
     }
 }
 

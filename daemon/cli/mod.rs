@@ -9,6 +9,7 @@ pub(crate) mod diff;
 pub(crate) mod down;
 pub(crate) mod history;
 pub(crate) mod image;
+pub(crate) mod image_build;
 pub(crate) mod kubeconfig;
 pub(crate) mod plan;
 pub(crate) mod status;
@@ -17,6 +18,7 @@ pub(crate) mod up;
 
 mod ask;
 mod ink;
+mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -144,6 +146,9 @@ pub(crate) enum Command {
     Config,
     /// The images that this machine holds
     Image {
+        /// Print what was done as JSON
+        #[arg(long, global = true)]
+        json: bool,
         /// What to do with them
         #[command(subcommand)]
         command: ImageCommand,
@@ -176,26 +181,68 @@ impl Form {
 /// What to do with images.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum ImageCommand {
+    /// List them
+    #[command(visible_alias = "ls")]
+    List,
+    /// Build one from a Dockerfile
+    Build(image_build::Build),
     /// Take images from an OCI layout (a directory or tar) or a `docker save` archive
     Load {
-        /// The directory or archive
+        /// The directory or archive; `-` reads an archive from standard input
         path: PathBuf,
     },
-    /// List them
-    List,
+    /// Write images as an archive
+    Save {
+        /// As listed: names, or the beginnings of ids
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// Where to, instead of standard output
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// oci, which `docker load` reads too, or docker, for older readers
+        #[arg(long, value_name = "FORMAT", default_value = "oci", value_parser = ["oci", "docker"])]
+        format: String,
+    },
     /// Fetch one from its registry
     Pull {
         /// As in a manifest: nginx:1.27, registry.local:5000/app@sha256:…
         reference: String,
     },
-    /// Take a name away; what no name and no container needs any more is freed
-    Remove {
+    /// Send one to a registry
+    Push {
         /// As listed
-        reference: String,
+        image: String,
+        /// The name it gets there, if it is another
+        to: Option<String>,
+    },
+    /// Give one a further name
+    Tag {
+        /// As listed
+        image: String,
+        /// The further name
+        name: String,
+    },
+    /// Take names away; what no name and no container needs any more is freed
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// As listed: names, or the beginnings of ids
+        #[arg(required = true)]
+        references: Vec<String>,
+    },
+    /// Free what nothing needs: layers of old builds, of images without a name
+    Prune {
+        /// Also images that no pod uses
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// Print everything there is to know of one, as JSON
+    Inspect {
+        /// As listed
+        image: String,
     },
 }
 
-/// Does what needs no node of its own: everything but `up` and `down`.
+/// Does what only asks a node that runs.
 pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
     let ink = Ink::of_stdout();
     let done = match command {
@@ -216,13 +263,12 @@ pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
         }
         Command::History { application, json } => history::run(at, application.as_deref(), json, ink).await,
         Command::Sync { application } => sync::run(at, application.as_deref()).await,
-        Command::Image { command } => image::run(at, command, ink).await,
         Command::Kubeconfig { path } => kubeconfig::run(at, path),
         Command::Version => {
             println!("holdfast {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Up | Command::Down | Command::Config | Command::Check { .. } => {
+        Command::Up | Command::Down | Command::Config | Command::Check { .. } | Command::Image { .. } => {
             unreachable!("main runs these itself")
         }
     };

@@ -42,7 +42,7 @@ impl fmt::Display for Digest {
 }
 
 /// A running sum over bytes as they pass.
-#[derive(Default, Clone)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Sum {
     hash: Sha256,
     pub(crate) bytes: u64,

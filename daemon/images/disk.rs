@@ -5,6 +5,7 @@
 
 use crate::digest::{Digest, Sum, SummedWriter};
 use crate::error::{Error, disk};
+use crate::garbage::Space;
 use crate::image::{Descriptor, Index, OCI_INDEX};
 use rustix::fs::FlockOperation;
 use std::collections::BTreeSet;
@@ -45,6 +46,15 @@ impl Disk {
         Ok(store)
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn space(&self) -> Result<Space, Error> {
+        let stat = rustix::fs::statvfs(&self.dir).map_err(|e| disk("measure", &self.dir)(e.into()))?;
+        Ok(Space { total_bytes: stat.f_blocks * stat.f_frsize, free_bytes: stat.f_bavail * stat.f_frsize })
+    }
+
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
@@ -82,6 +92,34 @@ impl Disk {
         let tmp = self.dir.join("tmp");
         let dir = TempDir::new_in(&tmp).map_err(disk("make a directory in", &tmp))?;
         Ok(dir)
+    }
+
+    /// What an earlier attempt left of a blob of this size, or an empty file. Blocks: what is there is summed.
+    pub(crate) fn partial(&self, digest: &Digest, size: u64) -> Result<Partial, Error> {
+        let dir = self.dir.join("partial");
+        fs::create_dir_all(&dir).map_err(disk("make", &dir))?;
+        let path = dir.join(digest.hex());
+        let file = File::options().create(true).read(true).append(true).open(&path);
+        let mut part = Partial { file: file.map_err(disk("open", &path))?, path, sum: Sum::default() };
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            let read = part.file.read(&mut buffer).map_err(disk("read", &part.path))?;
+            if read == 0 {
+                break;
+            }
+            part.sum.update(&buffer[..read]);
+        }
+        if part.sum.bytes > size {
+            part.restart()?;
+        }
+        Ok(part)
+    }
+
+    /// Makes a whole one a blob.
+    pub(crate) fn keep_partial(&self, part: Partial, digest: &Digest) -> Result<(), Error> {
+        let path = self.blob_path(digest);
+        part.file.sync_all().map_err(disk("sync", &part.path))?;
+        fs::rename(&part.path, &path).map_err(disk("rename to", &path))
     }
 
     /// Makes a filled file a blob. The caller has checked that the bytes have this digest.
@@ -159,8 +197,11 @@ impl Disk {
     /// Moves every blob and layer that is not in `needed` into a directory to be deleted.
     pub(crate) fn set_aside(&self, needed: &BTreeSet<Digest>) -> Result<TempDir, Error> {
         let aside = self.scratch_dir()?;
-        for part in ["blobs/sha256", "layers"] {
+        for part in ["blobs/sha256", "layers", "partial"] {
             let dir = self.dir.join(part);
+            if !dir.exists() {
+                continue;
+            }
             let into = aside.path().join(part);
             fs::create_dir_all(&into).map_err(disk("make", &into))?;
             for entry in fs::read_dir(&dir).map_err(disk("list", &dir))? {
@@ -173,6 +214,34 @@ impl Disk {
             }
         }
         Ok(aside)
+    }
+}
+
+/// A blob that is being fetched. It stays when the fetch breaks off, so that the next one goes on from there.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    file: File,
+    pub(crate) path: PathBuf,
+    /// Of what is in the file.
+    pub(crate) sum: Sum,
+}
+
+impl Partial {
+    /// Begins again.
+    pub(crate) fn restart(&mut self) -> Result<(), Error> {
+        self.file.set_len(0).map_err(disk("empty", &self.path))?;
+        self.sum = Sum::default();
+        Ok(())
+    }
+
+    /// Appends.
+    pub(crate) fn writer(&self) -> Result<tokio::fs::File, Error> {
+        self.file.try_clone().map(tokio::fs::File::from_std).map_err(disk("write", &self.path))
+    }
+
+    /// Takes it away: its bytes are not what they should be.
+    pub(crate) fn discard(&self) -> Result<(), Error> {
+        fs::remove_file(&self.path).map_err(disk("remove", &self.path))
     }
 }
 

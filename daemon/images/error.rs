@@ -134,6 +134,16 @@ pub enum Error {
         /// Why they cannot be used, and the way out.
         reason: String,
     },
+    /// A Dockerfile that cannot be built, in the words of the step that failed.
+    #[error("{file}:{line}: {reason}")]
+    Build {
+        /// The Dockerfile.
+        file: String,
+        /// The line of the instruction.
+        line: usize,
+        /// What on what, and why.
+        reason: String,
+    },
     /// The blocking task doing the work ended early: the runtime is shutting down.
     #[error("{attempt}: interrupted by shutdown")]
     Interrupted {
@@ -151,4 +161,15 @@ pub(crate) fn disk(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error)
 /// Content that breaks a rule.
 pub(crate) fn content(what: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::Content { what: what.into(), reason: reason.into() }
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = StdError::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

@@ -71,6 +71,15 @@ pub struct ImageConfig {
         deserialize_with = "or_default"
     )]
     pub exposed_ports: BTreeMap<String, Empty>,
+    /// Instructions for images built on this one.
+    #[serde(rename = "OnBuild", skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub on_build: Vec<String>,
+    /// What runs a build's commands that are no lists; empty means `/bin/sh -c`.
+    #[serde(rename = "Shell", skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub shell: Vec<String>,
+    /// How Docker would ask for its health; kept as it is, Kubernetes has probes.
+    #[serde(rename = "Healthcheck", skip_serializing_if = "serde_json::Value::is_null")]
+    pub healthcheck: serde_json::Value,
     /// Paths that want storage of their own.
     #[serde(rename = "Volumes", skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "or_default")]
     pub volumes: BTreeMap<String, Empty>,
@@ -99,6 +108,8 @@ pub(crate) struct ConfigFile {
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) config: ImageConfig,
     pub(crate) rootfs: RootFs,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
+    pub(crate) history: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -3,32 +3,41 @@
 //! Invariant: an image is in the index only when every blob and layer of it is complete on disk.
 //! Invariant: nothing that an image, or a caller's list of images in use, still needs is removed.
 
+mod build;
 mod credentials;
 mod digest;
 mod disk;
 mod error;
+mod garbage;
 mod image;
 mod load;
 mod pack;
 mod pull;
+mod push;
 mod reference;
+mod registry;
+mod save;
 mod shelf;
 mod stock;
 mod tarball;
 mod tree;
 mod unpack;
 
+pub use build::{Bind, News, Program, Ran, Recipe, Runner, Said, Tell};
 pub use credentials::Credentials;
 pub use error::Error;
+pub use garbage::{Held, Space, spare};
 pub use image::{Empty, Image, ImageConfig};
 pub use pack::{Build, Content, File, Layer};
 pub use reference::Reference;
+pub use registry::Host;
+pub use save::Format;
 
 use digest::Digest;
 use futures::FutureExt;
 use futures::future::{BoxFuture, WeakShared};
 use load::{Contents, Found};
-use pull::{Pulls, Registry};
+use registry::{Pulls, Registry};
 use shelf::{Origin, Shelf};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
@@ -45,6 +54,19 @@ pub struct Config {
     pub insecure: Vec<String>,
     /// A docker config.json with credentials, read anew at each pull; empty means none.
     pub docker_config: PathBuf,
+    /// Mirrors and certificates of single registries.
+    pub registry: Vec<Host>,
+    /// A registry that sends nothing for so long is given up.
+    pub stall_seconds: u64,
+    /// Pulled images that no container uses are removed, those unused for longest first, once the disk is this full
+    /// (percent), until it is only that full.
+    pub gc_high_percent: u8,
+    /// See `gc_high_percent`.
+    pub gc_low_percent: u8,
+    /// An image is not removed before it was here, unused, for so long.
+    pub gc_min_age_seconds: u64,
+    /// A pulled image that was not used for so long is removed however much room there is; 0 means never.
+    pub gc_max_age_seconds: u64,
     /// The most bytes one layer may unpack to.
     pub layer_bytes_max: u64,
     /// The most files one layer may hold.
@@ -56,10 +78,25 @@ impl Default for Config {
         Config {
             insecure: Vec::new(),
             docker_config: PathBuf::new(),
+            registry: Vec::new(),
+            stall_seconds: 60,
+            gc_high_percent: 85,
+            gc_low_percent: 80,
+            gc_min_age_seconds: 120,
+            gc_max_age_seconds: 0,
             layer_bytes_max: 32 << 30,
             layer_files_max: 2_000_000,
         }
     }
+}
+
+/// What containers use and a collection must leave alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// Ids of images.
+    pub ids: BTreeSet<String>,
+    /// Directories of layers, as a container's overlay names them.
+    pub layers: Vec<PathBuf>,
 }
 
 /// What a collection gave back.
@@ -69,6 +106,16 @@ pub struct Freed {
     pub references: Vec<Reference>,
     /// Bytes of files removed.
     pub bytes: u64,
+}
+
+/// What becomes of the layers that only builds remember.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Builds {
+    /// They stay: the next build of the same steps is quick.
+    #[default]
+    Remember,
+    /// They go.
+    Forget,
 }
 
 /// How far a pull has come, in bytes of blobs as the registry sends them.
@@ -185,6 +232,16 @@ impl Images {
         }
     }
 
+    /// Builds an image from a Dockerfile; its programs run by `runner`.
+    pub async fn build_file(
+        &self,
+        recipe: &Recipe,
+        runner: &dyn Runner,
+        tell: Tell<'_>,
+    ) -> Result<Arc<Image>, Error> {
+        build::build(self, recipe, runner, tell).await
+    }
+
     /// Every image, by id; one stored under two manifests is there twice.
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.shelf.list()
@@ -198,9 +255,81 @@ impl Images {
 
     /// Removes pulled images whose ids are not in use, and every file that no image needs. Loaded and built
     /// images stay, since no registry can give them again: `remove` them.
-    pub async fn collect(&self, in_use: &BTreeSet<String>) -> Result<Freed, Error> {
+    pub async fn collect(&self, in_use: &InUse) -> Result<Freed, Error> {
         let (shelf, in_use) = (self.shelf.clone(), in_use.clone());
-        blocking("collect images", move || shelf.collect(&in_use)).await
+        let goes = |_: &Image, origin: Origin| origin == Origin::Pulled;
+        blocking("collect images", move || shelf.collect(&in_use, &goes, Builds::Remember)).await
+    }
+
+    /// Removes these images (by id) unless they are in use, and every file that no image needs.
+    pub async fn evict(
+        &self,
+        ids: &BTreeSet<String>,
+        in_use: &InUse,
+        builds: Builds,
+    ) -> Result<Freed, Error> {
+        let (shelf, ids, in_use) = (self.shelf.clone(), ids.clone(), in_use.clone());
+        let goes = move |image: &Image, _: Origin| ids.contains(&image.id);
+        blocking("remove images", move || shelf.collect(&in_use, &goes, builds)).await
+    }
+
+    /// Whether a registry gave this image, and could again.
+    pub fn is_pulled(&self, image: &Image) -> bool {
+        self.shelf.origin(image) == Origin::Pulled
+    }
+
+    /// The image that a person means: by name, or by the beginning of its id or digest.
+    pub fn find(&self, text: &str) -> Option<Arc<Image>> {
+        self.shelf.find(text)
+    }
+
+    /// Gives an image one more name.
+    pub async fn tag(&self, image: &Image, name: &Reference) -> Result<Arc<Image>, Error> {
+        let (shelf, image, name) = (self.shelf.clone(), image.clone(), name.clone());
+        let digest = Digest::parse(&image.digest).map_err(|reason| error::content("image", reason))?;
+        blocking("name an image", move || shelf.name(&[name], &digest, Origin::Local)).await
+    }
+
+    /// Its manifest and its configuration, as they are.
+    pub async fn documents(&self, image: &Image) -> Result<(Vec<u8>, Vec<u8>), Error> {
+        let parse = |text: &str| Digest::parse(text).map_err(|reason| error::content("image", reason));
+        let (shelf, manifest, config) = (self.shelf.clone(), parse(&image.digest)?, parse(&image.id)?);
+        blocking("read an image", move || {
+            Ok((shelf.disk.read_document(&manifest)?, shelf.disk.read_document(&config)?))
+        })
+        .await
+    }
+
+    /// Writes images as one archive, each under the names that were asked for.
+    pub async fn save(
+        &self,
+        chosen: Vec<(Arc<Image>, Vec<Reference>)>,
+        format: Format,
+        mut out: impl Write + Send + 'static,
+    ) -> Result<(), Error> {
+        let shelf = self.shelf.clone();
+        blocking("save images", move || save::save(&shelf, &chosen, format, &mut out)).await
+    }
+
+    /// Sends an image to a registry under a name; the digest it has there.
+    pub async fn push(
+        &self,
+        image: &Image,
+        name: &Reference,
+        auth: Option<Credentials>,
+    ) -> Result<String, Error> {
+        let registry = self.registry(name, auth).await?;
+        push::push(&self.shelf, image, &registry).await
+    }
+
+    /// How much room there is where the images are. Blocks, but only for as long as the kernel needs to tell.
+    pub fn space(&self) -> Result<Space, Error> {
+        self.shelf.disk.space()
+    }
+
+    /// The options it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.shelf.config
     }
 
     /// Changes with every change of the list.
@@ -214,23 +343,23 @@ impl Images {
     }
 
     async fn fetch(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Arc<Image>, Error> {
-        let auth = match auth {
-            Some(auth) => Some(auth),
-            None => self.configured(reference).await?,
-        };
-        let registry = Registry::new(reference, auth, &self.shelf.config, self.pulls.clone())?;
+        let mut registry = self.registry(reference, auth).await?;
         let manifest = registry.manifest().await?;
         let delivery = self.delivery(vec![reference.clone()], Source::Registry(registry), Origin::Pulled);
         delivery.stock(manifest).await
     }
 
-    async fn configured(&self, reference: &Reference) -> Result<Option<Credentials>, Error> {
-        let path = &self.shelf.config.docker_config;
-        if path.as_os_str().is_empty() {
-            return Ok(None);
-        }
-        let json = tokio::fs::read(path).await.map_err(error::disk("read credentials from", path))?;
-        Credentials::from_docker_config(&json, reference, &path.display().to_string())
+    async fn registry(&self, reference: &Reference, auth: Option<Credentials>) -> Result<Registry, Error> {
+        let config = &self.shelf.config;
+        let path = &config.docker_config;
+        let json = match path.as_os_str().is_empty() {
+            true => b"{}".to_vec(),
+            false => tokio::fs::read(path).await.map_err(error::disk("read credentials from", path))?,
+        };
+        let known = |reference: &Reference| {
+            Credentials::from_docker_config(&json, reference, &path.display().to_string())
+        };
+        Registry::new(reference, auth, config, &known, self.pulls.clone())
     }
 
     fn delivery(&self, references: Vec<Reference>, source: Source, origin: Origin) -> Delivery {

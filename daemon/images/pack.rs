@@ -136,6 +136,7 @@ pub(crate) fn pack(what: &str, build: &Build) -> Result<Packed, Error> {
         os: "linux".into(),
         config: build.config.clone(),
         rootfs: RootFs { kind: "layers".into(), diff_ids: layers.iter().map(Digest::to_string).collect() },
+        history: Vec::new(),
     };
     let config = serde_json::to_vec(&file).expect("a configuration has only text keys");
     let manifest = manifest(descriptors, &config);

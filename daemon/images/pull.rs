@@ -1,100 +1,72 @@
-//! Fetches manifests and blobs from a registry, streaming to disk.
+//! Fetches manifests and blobs from a registry, streaming to disk; a blob that breaks off goes on where it was.
 //!
 //! Invariant: what reaches the shelf has the digest its manifest names, and no more bytes than it names.
 
-use crate::Config;
-use crate::Progress;
-use crate::credentials::Credentials;
-use crate::digest::{Digest, Sum};
+use crate::digest::Digest;
+use crate::disk::Partial;
 use crate::error::{Error, content, disk};
 use crate::image::{self, Index};
-use crate::reference::Reference;
+use crate::registry::{Registry, failure};
 use crate::shelf::Shelf;
 use crate::stock::blocking;
 use futures::StreamExt;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
-use oci_client::secrets::RegistryAuth;
-use std::collections::BTreeMap;
-use std::error::Error as StdError;
-use std::io::Write;
+use oci_client::client::BlobResponse;
+use oci_client::errors::DigestError;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const WRITE_BYTES: usize = 256 << 10;
 const DEPTH_MAX: usize = 3;
+/// How often a blob is asked for again in a row without a single byte more.
+const FRUITLESS_MAX: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
 
-/// All pulls under way.
-pub(crate) type Pulls = watch::Sender<BTreeMap<Reference, Progress>>;
-
-/// One image's registry, for one pull.
-pub(crate) struct Registry {
-    client: oci_client::Client,
-    reference: Reference,
-    auth: RegistryAuth,
-    pulls: Arc<Pulls>,
+/// How an attempt at a blob ended.
+enum Attempt {
+    Whole,
+    /// The connection broke; what came is kept.
+    Broken(Error),
 }
 
 impl Registry {
-    /// Prepares a pull: nothing is sent yet.
-    pub(crate) fn new(
-        reference: &Reference,
-        auth: Option<Credentials>,
-        config: &Config,
-        pulls: Arc<Pulls>,
-    ) -> Result<Registry, Error> {
-        let auth = match auth {
-            None => RegistryAuth::Anonymous,
-            Some(Credentials::Basic { username, password }) => RegistryAuth::Basic(username, password),
-            Some(Credentials::Bearer { token }) => RegistryAuth::Bearer(token),
-        };
-        let mut plain = config.insecure.clone();
-        if is_local(reference.registry()) {
-            plain.push(reference.registry().to_owned());
+    /// The manifest for this machine's platform, followed through indexes. The first host that has it is asked for the
+    /// blobs first as well.
+    pub(crate) async fn manifest(&mut self) -> Result<Vec<u8>, Error> {
+        let mut first = None;
+        for at in 0..self.hosts.len() {
+            match self.manifest_of(at).await {
+                Ok(bytes) => {
+                    self.hosts.rotate_left(at);
+                    return Ok(bytes);
+                }
+                Err(error) => {
+                    if let Some(mirror) = &self.hosts[at].0 {
+                        let error = crate::error::chain(&error);
+                        tracing::warn!(mirror, error, "a mirror was of no use");
+                    }
+                    // The registry's own word is the one to tell; it is asked last.
+                    first = Some(error);
+                }
+            }
         }
-        let client = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(plain),
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("holdfast/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client =
-            oci_client::Client::try_from(client).map_err(|e| failure(reference, "set up a client", e))?;
-        pulls.send_modify(|pulls| {
-            pulls.insert(reference.clone(), Progress::default());
-        });
-        Ok(Registry { client, reference: reference.clone(), auth, pulls })
+        Err(first.expect("there is always the registry itself"))
     }
 
-    /// The manifest for this machine's platform, followed through indexes.
-    pub(crate) async fn manifest(&self) -> Result<Vec<u8>, Error> {
+    async fn manifest_of(&self, host: usize) -> Result<Vec<u8>, Error> {
         let accepted = [image::OCI_MANIFEST, image::DOCKER_MANIFEST, image::OCI_INDEX, image::DOCKER_LIST];
         let mut digest = self.reference.digest().map(str::to_owned);
+        let host = &self.hosts[host];
         for _ in 0..DEPTH_MAX {
-            let (registry, repository) =
-                (self.reference.registry().to_owned(), self.reference.repository().to_owned());
-            let at = match &digest {
-                Some(digest) => oci_client::Reference::with_digest(registry, repository, digest.clone()),
-                None => {
-                    let tag = self.reference.tag().expect("a reference without digest has a tag").to_owned();
-                    oci_client::Reference::with_tag(registry, repository, tag)
-                }
-            };
-            let pulled = self.client.pull_manifest_raw(&at, &self.auth, &accepted).await;
+            let at = self.at(host, digest.as_deref()).await;
+            let pulled = self.client.pull_manifest_raw(&at, &host.1, &accepted).await;
             let (bytes, _) = pulled.map_err(|e| failure(&self.reference, "its manifest", e))?;
             if let Some(expected) = digest {
                 let found = Digest::of(&bytes).to_string();
                 if found != expected {
-                    return Err(Error::Digest {
-                        what: format!("manifest of {}", self.reference),
-                        expected,
-                        found,
-                    });
+                    let what = format!("manifest of {}", self.reference);
+                    return Err(Error::Digest { what, expected, found });
                 }
             }
             match image::read_index(&bytes) {
@@ -111,55 +83,88 @@ impl Registry {
 
     /// Streams one blob to disk and onto the shelf.
     pub(crate) async fn blob(&self, shelf: &Arc<Shelf>, digest: &Digest, size: u64) -> Result<(), Error> {
-        let part = || format!("blob {digest}");
-        let at = oci_client::Reference::with_digest(
-            self.reference.registry().to_owned(),
-            self.reference.repository().to_owned(),
-            digest.to_string(),
-        );
-        let pulled = self.client.pull_blob_stream(&at, digest.as_str()).await;
-        let mut stream = pulled.map_err(|e| failure(&self.reference, &part(), e))?.stream;
-        let scratch = shelf.disk.scratch()?;
-        let (file, path) = scratch.into_parts();
-        let mut out = tokio::io::BufWriter::with_capacity(WRITE_BYTES, tokio::fs::File::from_std(file));
-        let mut sum = Sum::default();
-        while let Some(bytes) = stream.next().await {
-            let bytes = bytes.map_err(|e| self.broken_stream(digest, e))?;
-            sum.update(&bytes);
-            if sum.bytes > size {
-                return Err(content(part(), format!("the registry sends more than its {size} bytes")));
+        let (opener, wanted) = (shelf.clone(), digest.clone());
+        let mut part = blocking("open a blob", move || opener.disk.partial(&wanted, size)).await?;
+        self.advance(part.sum.bytes);
+        let (mut host, mut fruitless) = (0, 0);
+        loop {
+            let before = part.sum.bytes;
+            match self.attempt(&mut part, host, digest, size).await? {
+                Attempt::Whole => break,
+                Attempt::Broken(error) => {
+                    fruitless = if part.sum.bytes > before { 0 } else { fruitless + 1 };
+                    // A refusal is not a broken connection: asking again would change nothing.
+                    let may_pass = matches!(error, Error::Pull { .. } | Error::Unreachable { .. });
+                    if may_pass && fruitless < FRUITLESS_MAX && size > part.sum.bytes {
+                        tracing::info!(%digest, bytes = part.sum.bytes, error = crate::error::chain(&error), "going on with a blob");
+                        tokio::time::sleep(PAUSE * 2_u32.pow(fruitless)).await;
+                        continue;
+                    }
+                    host += 1;
+                    fruitless = 0;
+                    if host == self.hosts.len() {
+                        return Err(error);
+                    }
+                }
             }
-            out.write_all(&bytes).await.map_err(disk("write", &path))?;
-            self.advance(bytes.len() as u64);
         }
-        out.flush().await.map_err(disk("write", &path))?;
-        let found = sum.digest();
+        let found = part.sum.clone().digest();
+        let shelf = shelf.clone();
         if found != *digest {
-            let what = format!("image {}: {}", self.reference, part());
+            blocking("drop a blob", move || part.discard()).await?;
+            let what = format!("image {}: blob {digest}", self.reference);
             return Err(Error::Digest { what, expected: digest.to_string(), found: found.to_string() });
         }
-        let file = out.into_inner().into_std().await;
-        let (shelf, digest) = (shelf.clone(), digest.clone());
-        blocking("keep a blob", move || {
-            let mut file = tempfile::NamedTempFile::from_parts(file, path);
-            file.flush().map_err(disk("write", file.path()))?;
-            shelf.disk.keep_blob(file, &digest)
-        })
-        .await
+        let digest = digest.clone();
+        blocking("keep a blob", move || shelf.disk.keep_partial(part, &digest)).await
     }
 
-    pub(crate) fn expect(&self, total_bytes: u64, done_bytes: u64) {
-        self.pulls.send_modify(|pulls| {
-            pulls.insert(self.reference.clone(), Progress { done_bytes, total_bytes });
-        });
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.pulls.send_modify(|pulls| {
-            if let Some(progress) = pulls.get_mut(&self.reference) {
-                progress.done_bytes += bytes;
+    /// Asks one host for what is missing.
+    async fn attempt(
+        &self,
+        part: &mut Partial,
+        host: usize,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Attempt, Error> {
+        let what = || format!("blob {digest}");
+        let at = self.at(&self.hosts[host], Some(digest.as_str())).await;
+        let have = part.sum.bytes;
+        if have > 0 && have == size {
+            return Ok(Attempt::Whole);
+        }
+        let pulled = match have {
+            0 => self.client.pull_blob_stream(&at, digest.as_str()).await.map(BlobResponse::Full),
+            have => self.client.pull_blob_stream_partial(&at, digest.as_str(), have, None).await,
+        };
+        let mut stream = match pulled {
+            Ok(BlobResponse::Partial(stream)) => stream.stream,
+            Ok(BlobResponse::Full(stream)) => {
+                part.restart()?;
+                stream.stream
             }
-        });
+            Err(error) => return Ok(Attempt::Broken(failure(&self.reference, &what(), error))),
+        };
+        let mut out = tokio::io::BufWriter::with_capacity(WRITE_BYTES, part.writer()?);
+        let mut broken = None;
+        while let Some(bytes) = stream.next().await {
+            let bytes = match bytes {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    broken = self.broken_stream(digest, error);
+                    break;
+                }
+            };
+            if part.sum.bytes + bytes.len() as u64 > size {
+                part.discard()?;
+                return Err(content(what(), format!("the registry sends more than its {size} bytes")));
+            }
+            part.sum.update(&bytes);
+            out.write_all(&bytes).await.map_err(disk("write", &part.path))?;
+            self.advance(bytes.len() as u64);
+        }
+        out.flush().await.map_err(disk("write", &part.path))?;
+        Ok(broken.map_or(Attempt::Whole, Attempt::Broken))
     }
 
     fn fitting(&self, index: &Index) -> Result<String, Error> {
@@ -173,70 +178,15 @@ impl Registry {
         ))
     }
 
-    fn broken_stream(&self, digest: &Digest, error: std::io::Error) -> Error {
-        let found = error.get_ref().and_then(|e| e.downcast_ref::<DigestError>());
-        if let Some(DigestError::VerificationError { actual, .. }) = found {
-            let what = format!("image {}: blob {digest}", self.reference);
-            return Error::Digest { what, expected: digest.to_string(), found: actual.clone() };
+    /// The client's own verdict on the bytes is left to ours, which counts those of earlier attempts as well.
+    fn broken_stream(&self, digest: &Digest, error: io::Error) -> Option<Error> {
+        if error.get_ref().is_some_and(|e| e.is::<DigestError>()) {
+            return None;
         }
-        Error::Pull {
+        Some(Error::Pull {
             reference: Box::new(self.reference.clone()),
             what: format!("blob {digest} ended early"),
             source: Arc::new(error),
-        }
+        })
     }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.pulls.send_modify(|pulls| {
-            pulls.remove(&self.reference);
-        });
-    }
-}
-
-fn is_local(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
-}
-
-/// Sorts a failure by what the user can do about it.
-fn failure(reference: &Reference, what: &str, error: OciDistributionError) -> Error {
-    use OciDistributionError as E;
-    let has = |codes: &[OciErrorCode]| match &error {
-        E::RegistryError { envelope, .. } => envelope.errors.iter().any(|e| codes.contains(&e.code)),
-        _ => false,
-    };
-    let reference = Box::new(reference.clone());
-    let unknown = [OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound];
-    if has(&unknown) || matches!(error, E::ImageManifestNotFoundError(_) | E::ServerError { code: 404, .. }) {
-        return Error::NotFound { reference };
-    }
-    let denied = matches!(
-        error,
-        E::UnauthorizedError { .. } | E::AuthenticationFailure(_) | E::ServerError { code: 401 | 403, .. }
-    );
-    if denied || has(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
-        return Error::Denied { reference, source: Arc::new(error) };
-    }
-    let unreachable = match &error {
-        E::RequestError(request) => is_unreachable(request),
-        _ => false,
-    };
-    if unreachable {
-        return Error::Unreachable { reference, source: Arc::new(error) };
-    }
-    Error::Pull { reference, what: what.to_owned(), source: Arc::new(error) }
-}
-
-/// No connection, or none that answered in time: told by the chain, since the HTTP client's type is not ours.
-fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<std::io::Error>() || error.to_string().contains("timed out") {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }

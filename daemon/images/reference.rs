@@ -59,6 +59,12 @@ impl Reference {
         }
     }
 
+    /// The same image in another registry.
+    pub(crate) fn at(&self, registry: &str) -> Result<Reference, Error> {
+        check_registry(registry).map_err(|reason| Error::Reference { text: registry.to_owned(), reason })?;
+        Ok(Reference { registry: registry.to_owned(), ..self.clone() })
+    }
+
     fn suffix(&self) -> String {
         let mut suffix = String::new();
         if let Some(tag) = &self.tag {

@@ -3,20 +3,21 @@
 //! Invariant: names change on disk first, then in memory, and both under one lock.
 //! Invariant: a file is set aside only while no image, no caller and no work under way (a pin) needs it.
 
+use crate::build::cache;
 use crate::digest::Digest;
 use crate::disk::{Disk, size_below};
 use crate::error::{Error, content, disk};
 use crate::image::{ConfigFile, Descriptor, Image, Manifest, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::unpack::unpack;
-use crate::{Config, Freed};
+use crate::{Builds, Config, Freed, InUse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
-const NAME: &str = "io.containerd.image.name";
-const TAG: &str = "org.opencontainers.image.ref.name";
+pub(crate) const NAME: &str = "io.containerd.image.name";
+pub(crate) const TAG: &str = "org.opencontainers.image.ref.name";
 const ORIGIN: &str = "dev.holdfast.image.origin";
 
 /// Where an image came from. Only what a registry can give again is ever collected.
@@ -157,15 +158,25 @@ impl Shelf {
         Ok(())
     }
 
-    /// Blocks.
-    pub(crate) fn collect(&self, in_use: &BTreeSet<String>) -> Result<Freed, Error> {
+    /// Takes away the names for which `goes` says so and whose images are not in use, then every file that nothing
+    /// needs. Blocks.
+    pub(crate) fn collect(
+        &self,
+        in_use: &InUse,
+        goes: &dyn Fn(&Image, Origin) -> bool,
+        builds: Builds,
+    ) -> Result<Freed, Error> {
         let mut freed = Freed::default();
+        if builds == Builds::Forget {
+            cache::clear(&self.disk)?;
+        }
         let aside = {
             let mut state = self.lock();
             let mut names = state.names.clone();
             names.retain(|reference, name| {
-                let used = state.images.get(&name.manifest).is_some_and(|k| in_use.contains(&k.image.id));
-                let stays = used || name.origin == Origin::Local;
+                let image = state.images.get(&name.manifest).map(|known| &known.image);
+                let stays =
+                    image.is_some_and(|image| in_use.ids.contains(&image.id) || !goes(image, name.origin));
                 if !stays {
                     freed.references.push(reference.clone());
                 }
@@ -176,12 +187,17 @@ impl Shelf {
                 state.names = names;
             }
             let named: BTreeSet<_> = state.names.values().map(|name| name.manifest.clone()).collect();
-            state.images.retain(|digest, known| named.contains(digest) || in_use.contains(&known.image.id));
+            state
+                .images
+                .retain(|digest, known| named.contains(digest) || in_use.ids.contains(&known.image.id));
             state.refer();
             let mut needed: BTreeSet<_> =
                 state.images.values().flat_map(|known| known.needs.clone()).collect();
             needed.extend(state.pins.keys().cloned());
-            needed.extend(self.needs_of_nameless(in_use));
+            needed.extend(self.needs_of_nameless(&in_use.ids));
+            needed.extend(cache::needs(&self.disk));
+            let hex = |dir: &std::path::PathBuf| Some(format!("sha256:{}", dir.file_name()?.to_str()?));
+            needed.extend(in_use.layers.iter().filter_map(|dir| Digest::parse(&hex(dir)?).ok()));
             self.disk.set_aside(&needed)?
         };
         if !freed.references.is_empty() {
@@ -191,6 +207,31 @@ impl Shelf {
         let path = aside.path().to_path_buf();
         aside.close().map_err(disk("remove", &path))?;
         Ok(freed)
+    }
+
+    /// The image that a person means: by name, or by the beginning of its id or digest.
+    pub(crate) fn find(&self, text: &str) -> Option<Arc<Image>> {
+        let named = text.parse().ok().and_then(|reference| self.get(&reference));
+        let hex = text.trim_start_matches("sha256:");
+        let plain = hex.len() >= 4 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let begins = |digest: &str| digest.trim_start_matches("sha256:").starts_with(hex);
+        named.or_else(|| {
+            let mut fits =
+                self.list().into_iter().filter(|image| plain && (begins(&image.id) || begins(&image.digest)));
+            // Several would be a guess.
+            fits.next().filter(|_| fits.next().is_none())
+        })
+    }
+
+    /// Whether a registry can give the image again.
+    pub(crate) fn origin(&self, image: &Image) -> Origin {
+        let state = self.lock();
+        let pulled = image
+            .references
+            .iter()
+            .filter_map(|r| state.names.get(r))
+            .all(|name| name.origin == Origin::Pulled);
+        if pulled { Origin::Pulled } else { Origin::Local }
     }
 
     /// After a restart only the configuration tells which layers a container of a nameless image runs on.

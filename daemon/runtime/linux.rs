@@ -114,6 +114,12 @@ impl LinuxRuntime {
         removed.map_err(|source| Error::Dir { step: "remove", path: self.config.dir.clone(), source })
     }
 
+    /// What a container wrote, on top of its layers: the upper directory of its overlay. There until it is removed.
+    #[must_use]
+    pub fn changes_of(&self, sandbox: &str, name: &str, attempt: u32) -> PathBuf {
+        self.dir_of(sandbox).join(shim::CONTAINERS).join(shim::key(name, attempt)).join("upper")
+    }
+
     async fn adopt(&self, dir: &Path) {
         match link::connect(dir).await {
             Ok((state, link, talk)) => self.know(&state, link, talk),

@@ -5,6 +5,7 @@
 
 mod guard;
 mod html;
+mod images;
 mod metrics;
 mod page;
 mod serve;
@@ -23,9 +24,10 @@ use jiff::Timestamp;
 use reconcile::Tasks;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use guard::{TOKEN_FILE, token};
+pub use images::ImageOrder;
 
 use crate::view::{Eyes, View};
 
@@ -51,12 +53,10 @@ pub trait Actions: Send + Sync + 'static {
     fn revision(&self) -> u64;
     /// The images: `[{id, digest, references: [..], size}]`.
     fn images(&self) -> Value;
-    /// Takes the images of an OCI layout or a `docker save` archive. Answers like `images`, those that were loaded.
-    fn load_image(&self, path: PathBuf) -> BoxFuture<'_, Result<Value, Refusal>>;
-    /// Fetches an image from its registry. Answers like `images`.
-    fn pull_image(&self, reference: String) -> BoxFuture<'_, Result<Value, Refusal>>;
-    /// Takes a name away from an image.
-    fn remove_image(&self, reference: String) -> BoxFuture<'_, Result<(), Refusal>>;
+    /// Does something with images, telling news on the way; answers like `images`, or what was asked for.
+    fn image(&self, order: ImageOrder, tell: mpsc::Sender<Value>) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Writes images (names or ids) as one archive: `oci` or `docker`.
+    fn save_images(&self, images: Vec<String>, format: String) -> BoxFuture<'_, Result<Pieces, Refusal>>;
 }
 
 /// What a person can decide of an application.
@@ -73,6 +73,9 @@ pub enum Decision {
     /// An object that was pruned is made again, or all that went last.
     Undo(Option<String>),
 }
+
+/// An archive on its way.
+pub type Pieces = mpsc::Receiver<std::io::Result<Vec<u8>>>;
 
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

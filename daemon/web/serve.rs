@@ -3,14 +3,11 @@
 //! Invariant: every request passes the guard first; a stream ends when the node stops.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -20,13 +17,12 @@ use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::{self, Process};
-use crate::{Decision, Refusal, Room, guard, page, views};
+use crate::{Decision, Refusal, Room, guard, images, page, views};
 
 /// A comment keeps a silent stream open through proxies, which cut after a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(50);
@@ -34,8 +30,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(50);
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 #[derive(Clone)]
-struct App {
-    room: Arc<Room>,
+pub(crate) struct App {
+    pub(crate) room: Arc<Room>,
     stop: CancellationToken,
 }
 
@@ -67,10 +63,7 @@ pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
         .route("/undo", post(|app, which, headers| decide(app, which, headers, "undo")))
         .route("/pruned", get(pruned))
         .route("/webhook/{name}", post(webhook))
-        .route("/images", get(images))
-        .route("/images/load", post(load))
-        .route("/images/pull", post(pull))
-        .route("/images/remove", post(remove))
+        .merge(images::routes())
         .fallback(|| async { refuse(404, "there is nothing here; the status page is at /") })
         .layer(middleware::from_fn(admit))
         .with_state(App { room, stop })
@@ -97,12 +90,12 @@ fn file(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-fn refuse(status: u16, message: &str) -> Response {
+pub(crate) fn refuse(status: u16, message: &str) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, axum::Json(json!({"message": message}))).into_response()
 }
 
-fn answer(result: Result<Value, Refusal>) -> Response {
+pub(crate) fn answer(result: Result<Value, Refusal>) -> Response {
     match result {
         Ok(value) => axum::Json(value).into_response(),
         Err(refusal) => refuse(refusal.status, &refusal.message),
@@ -261,99 +254,5 @@ async fn webhook(State(app): State<App>, Path(name): Path<String>) -> Response {
     match app.room.actions.hurry(&name) {
         0 => refuse(404, &format!("no application with a Git source and no repository is called {name:?}")),
         sources => (StatusCode::ACCEPTED, axum::Json(json!({"sources": sources}))).into_response(),
-    }
-}
-
-async fn images(State(app): State<App>) -> Response {
-    axum::Json(app.room.actions.images()).into_response()
-}
-
-#[derive(Deserialize)]
-struct Named {
-    reference: String,
-}
-
-#[derive(Deserialize)]
-struct Lies {
-    path: PathBuf,
-}
-
-async fn pull(State(app): State<App>, headers: HeaderMap, named: axum::Json<Named>) -> Response {
-    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
-        return refuse(status, &message);
-    }
-    answer(app.room.actions.pull_image(named.0.reference).await)
-}
-
-async fn remove(State(app): State<App>, headers: HeaderMap, named: axum::Json<Named>) -> Response {
-    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
-        return refuse(status, &message);
-    }
-    answer(app.room.actions.remove_image(named.0.reference).await.map(|()| json!({})))
-}
-
-/// An archive as the body, or `{"path": ".."}` of one on this machine.
-async fn load(
-    State(app): State<App>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    if let Err((status, message)) = guard::authorize(&headers, &app.room.token) {
-        return refuse(status, &message);
-    }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    if !kind.starts_with("application/json") {
-        return receive(&app.room, body).await;
-    }
-    if !peer.ip().to_canonical().is_loopback() {
-        return refuse(403, "a path is taken from this machine only; send the archive itself");
-    }
-    let lies: Option<Lies> = match axum::body::to_bytes(body, 64 * 1024).await {
-        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
-        Err(_) => None,
-    };
-    match lies {
-        Some(lies) if lies.path.is_absolute() => answer(app.room.actions.load_image(lies.path).await),
-        _ => refuse(400, "the body is {\"path\": \"/absolute/path\"} of an archive or an OCI layout"),
-    }
-}
-
-async fn receive(room: &Room, body: Body) -> Response {
-    // Removed with the last of its users, also when the sender goes away in the middle.
-    let file = match Spooled::new(&room.spool) {
-        Ok(file) => file,
-        Err(error) => return refuse(507, &format!("make a file in {}: {error}", room.spool.display())),
-    };
-    match file.fill(body).await {
-        Ok(()) => answer(room.actions.load_image(file.0.clone()).await),
-        Err(error) => refuse(507, &format!("receive the archive into {}: {error}", file.0.display())),
-    }
-}
-
-struct Spooled(PathBuf);
-
-impl Spooled {
-    fn new(dir: &std::path::Path) -> io::Result<Spooled> {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        std::fs::create_dir_all(dir)?;
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(Spooled(dir.join(format!("incoming-{}-{number}.tar", std::process::id()))))
-    }
-
-    async fn fill(&self, body: Body) -> io::Result<()> {
-        let mut file = tokio::fs::File::create(&self.0).await?;
-        let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            file.write_all(&chunk.map_err(io::Error::other)?).await?;
-        }
-        file.flush().await
-    }
-}
-
-impl Drop for Spooled {
-    fn drop(&mut self) {
-        // It may not have been made; and what is left is found under its name.
-        let _ = std::fs::remove_file(&self.0);
     }
 }

@@ -8,13 +8,15 @@ use super::image::{File, Image, busybox, layer};
 use super::node::{Node, PATIENCE, free_port, get, same, until};
 
 /// Debian's registry, alone with a directory of its own.
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    host: String,
+    /// Where it listens.
+    pub(crate) host: String,
 }
 
 impl Registry {
-    fn start(node: &Node) -> Registry {
+    /// Starts it; it answers when this returns.
+    pub(crate) fn start(node: &Node) -> Registry {
         let program = std::env::var_os("PATH").and_then(|path| {
             std::env::split_paths(&path).map(|dir| dir.join("docker-registry")).find(|file| file.is_file())
         });
@@ -48,14 +50,14 @@ impl Drop for Registry {
     }
 }
 
-fn once(name: &str, image: &str, policy: &str) -> String {
+pub(crate) fn once(name: &str, image: &str, policy: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  containers:\n  \
          - {{name: a, image: '{image}', imagePullPolicy: {policy}, command: [cat, /etc/origin]}}\n"
     )
 }
 
-fn prints(node: &Node, pod: &str, wanted: &str) {
+pub(crate) fn prints(node: &Node, pod: &str, wanted: &str) {
     node.kubectl(&[
         "wait",
         "--for=jsonpath={.status.phase}=Succeeded",

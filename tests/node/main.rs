@@ -8,6 +8,7 @@
 mod access;
 mod adopt;
 mod bad_input;
+mod builds;
 mod demo;
 mod down;
 mod drift;

@@ -49,7 +49,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: &Output) -> Said {
+    pub(crate) fn of(output: &Output) -> Said {
         use std::os::unix::process::ExitStatusExt;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let signal = || 128 + output.status.signal().unwrap_or_default();

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
 
+#[path = "images/build.rs"]
+mod build;
 #[path = "images/fixture.rs"]
 mod fixture;
 #[path = "images/layers.rs"]

@@ -133,7 +133,7 @@ async fn an_image_is_pulled_once_however_many_want_it() {
     assert!(store.images.progress().borrow().is_empty());
     let pinned = registry.reference(&format!("x@{}", sample.manifest));
     assert_eq!(store.images.get(&pinned).unwrap().id, images[0].id);
-    let freed = store.images.collect(&std::collections::BTreeSet::new()).await.unwrap();
+    let freed = store.images.collect(&images::InUse::default()).await.unwrap();
     assert_eq!(freed.references, [reference]);
     assert!(store.images.list().is_empty());
 }

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Sample, Store, Tar, chain, gzip};
 use bytes::Bytes;
-use images::{Build, Images, Layer, Reference};
+use images::{Build, Images, InUse, Layer, Reference};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -150,18 +150,22 @@ async fn files_go_only_when_no_image_and_no_container_needs_them() {
     let one = store.load("one:1", &[tar(b"shared"), tar(b"one")]).await.unwrap();
     let two = store.load("two:1", &[tar(b"shared"), tar(b"two")]).await.unwrap();
     assert_eq!(one.layers[0], two.layers[0]);
-    let none = BTreeSet::new();
+    let none = InUse::default();
     let freed = store.images.collect(&none).await.unwrap();
     assert_eq!((freed.references.len(), freed.bytes), (0, 0), "loaded images stay");
     store.images.remove(&reference("one:1")).await.unwrap();
     assert_eq!(store.images.get(&reference("one:1")), None);
-    let running = BTreeSet::from([one.id.clone()]);
+    let running = InUse { ids: BTreeSet::from([one.id.clone()]), ..InUse::default() };
     store.images.collect(&running).await.unwrap();
     assert!(one.layers[1].exists(), "a container runs on it");
     // Also when the daemon has forgotten the image's name over a restart.
     let store = store.reopen();
     store.images.collect(&running).await.unwrap();
     assert!(one.layers[1].exists(), "a container still runs on it");
+    // Or when all that is known is what the container's root is made of.
+    let mounted = InUse { layers: one.layers.clone(), ..InUse::default() };
+    store.images.collect(&mounted).await.unwrap();
+    assert!(one.layers[1].exists(), "its root is made of it");
     let freed = store.images.collect(&none).await.unwrap();
     assert!(freed.bytes > 0);
     assert!(!one.layers[1].exists() && two.layers[0].exists() && two.layers[1].exists());
