@@ -17,6 +17,8 @@ pub(crate) struct Config {
     pub(crate) web: Web,
     /// The kubelet.
     pub(crate) kubelet: kubelet::Config,
+    /// The scheduler.
+    pub(crate) scheduler: scheduler::Config,
     /// Addresses.
     pub(crate) network: network::Config,
     /// Ingress.
@@ -69,6 +71,7 @@ impl Default for Config {
             api: apiserver::Config::default(),
             web: Web::default(),
             kubelet: kubelet::Config::default(),
+            scheduler: scheduler::Config::default(),
             network: network::Config::default(),
             ingress: ingress::Config::default(),
             images: images::Config::default(),

@@ -385,7 +385,7 @@ async fn floor_four(
     clock: Clock,
 ) -> Result<client::NodeDoor, NodeError> {
     let network = Arc::clone(&ground.network);
-    scheduler::start(shared, tasks, clock);
+    scheduler::start(shared, tasks, clock, &config.scheduler);
     controllers::start(shared, tasks, clock);
     let addresses = network.addresses();
     if ground.without_network.is_none() {

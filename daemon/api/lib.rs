@@ -23,3 +23,4 @@ pub mod security;
 pub mod select;
 pub mod table;
 pub mod validate;
+pub mod volumes;

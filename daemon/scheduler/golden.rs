@@ -6,13 +6,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use client::key_of;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::cluster::{NodeView, Used};
+use crate::ask::Ask;
+use crate::class::Classes;
 use crate::demand::Demand;
-use crate::plan::{Step, View, plan, priority};
+use crate::ledger::Ledger;
+use crate::node::Used;
+use crate::plan::{Nomination, Step, View, plan};
+use crate::volumes::{Choice, Storage};
 
 const NOW: &str = "2026-11-24T01:00:00Z";
 
@@ -25,28 +31,63 @@ fn repeated(object: &Value) -> Vec<Value> {
 
 fn view(case: &Value) -> View {
     let objects: Vec<Value> = case["objects"].as_array().unwrap().iter().flat_map(repeated).collect();
-    let of_kind =
-        |kind: &str| objects.iter().filter(|object| object["kind"] == kind).cloned().collect::<Vec<_>>();
-    let pods: Vec<Arc<Pod>> =
-        of_kind("Pod").into_iter().map(|pod| Arc::new(serde_json::from_value(pod).unwrap())).collect();
-    let on = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-    let nodes = of_kind("Node").into_iter().map(|node| {
-        let node: Arc<Node> = Arc::new(serde_json::from_value(node).unwrap());
-        let mut used = Used::default();
-        for pod in pods.iter().filter(|pod| on(pod) == node.metadata.name) {
-            used.take(&Demand::of(pod), priority(pod));
-        }
-        NodeView::new(node, used)
-    });
-    View { nodes: nodes.collect(), pending: pods.iter().filter(|pod| on(pod).is_none()).cloned().collect() }
+    let ledger = Ledger::default();
+    for node in all::<Node>(&objects, "Node") {
+        ledger.books().node(node.metadata.name.as_ref().unwrap(), Some(&node));
+    }
+    for pod in all::<Pod>(&objects, "Pod") {
+        ledger.books().pod(&key_of(&*pod), Some(pod));
+    }
+    ledger.view(View {
+        namespaces: map(&objects, "Namespace"),
+        storage: Storage {
+            claims: map(&objects, "PersistentVolumeClaim"),
+            volumes: map(&objects, "PersistentVolume"),
+            classes: map(&objects, "StorageClass"),
+        },
+        budgets: map(&objects, "PodDisruptionBudget"),
+        strategy: serde_json::from_value(case["strategy"].clone()).unwrap_or_default(),
+        ..View::default()
+    })
+}
+
+fn all<K: DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<Arc<K>> {
+    let these = objects.iter().filter(|object| object["kind"] == kind);
+    these.map(|object| Arc::new(serde_json::from_value(object.clone()).unwrap())).collect()
+}
+
+fn map<K: DeserializeOwned + kube::Resource>(
+    objects: &[Value],
+    kind: &str,
+) -> imbl::OrdMap<client::Key, Arc<K>> {
+    all::<K>(objects, kind).into_iter().map(|object| (key_of(&*object), object)).collect()
 }
 
 fn shown(step: &Step) -> Value {
+    let name = |ask: &Ask| ask.key.name.clone();
     match step {
-        Step::Bind { pod, node, .. } => json!(format!("{} -> {node}", pod.metadata.name.as_deref().unwrap())),
-        Step::Explain { pod, reason, message, .. } => {
-            json!({pod.metadata.name.as_deref().unwrap(): {"reason": reason, "message": message}})
+        Step::Bind { ask, node, .. } => json!(format!("{} -> {node}", name(ask))),
+        Step::Claim { ask, node, choices } => {
+            let choice = |choice: &Choice| match choice {
+                Choice::Volume { volume, claim } => format!("{} for {}", key_of(&**volume), key_of(&**claim)),
+                Choice::Make { claim } => format!("a new one for {}", key_of(&**claim)),
+            };
+            json!({format!("{} on {node}", name(ask)): choices.iter().map(choice).collect::<Vec<_>>()})
         }
+        Step::Explain(told) => {
+            let mut why = json!({"reason": told.reason, "message": told.message});
+            match &told.nomination {
+                Nomination::Node(node) => why["nominated"] = json!(node),
+                Nomination::Clear if told.ask.nominated().is_some() => why["nominated"] = Value::Null,
+                _ => {}
+            }
+            if !told.victims.is_empty() {
+                why["victims"] = json!(told.victims.iter().map(|victim| name(victim)).collect::<Vec<_>>());
+            }
+            json!({ name(&told.ask): why })
+        }
+        Step::Park { ask, .. } => json!(format!("{} waits", name(ask))),
+        Step::Withdraw { ask } => json!(format!("{} is promised nothing", name(ask))),
     }
 }
 
@@ -89,9 +130,8 @@ fn a_demand_is_the_larger_of_init_and_run_with_sidecars_in_both() {
         ],
     }}))
     .unwrap();
-    let demand = Demand::of(&pod);
-    let amount = |name: &str| demand.amounts[name].to_string();
-    assert_eq!((amount("cpu").as_str(), amount("memory").as_str()), ("1010m", "1Gi"));
+    let amounts = Demand::of(&pod).amounts;
+    assert_eq!((amounts.cpu, amounts.memory), (1010, 1 << 30));
 }
 
 #[test]
@@ -100,13 +140,21 @@ fn what_a_pod_took_comes_back_when_it_leaves() {
         {"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}], "resources": {"requests": {"cpu": "300m"}}},
     ]}}))
     .unwrap();
-    let (demand, mut used) = (Demand::of(&pod), Used::default());
-    used.take(&demand, 5);
-    used.take(&demand, 5);
-    used.give(&demand, 5);
-    let mut once = Used::default();
-    once.take(&demand, 5);
-    assert_eq!(used, once);
-    used.give(&demand, 5);
-    assert_eq!(used, Used::default());
+    let mut classes = Classes::default();
+    let mut read = |name: &str| {
+        let mut pod = pod.clone();
+        pod.metadata.name = Some(name.to_owned());
+        Arc::new(Ask::read(&Arc::new(pod), |class| classes.join(class)))
+    };
+    let (first, second) = (read("first"), read("second"));
+    let mut used = Used::default();
+    let told = |used: &Used| format!("{used:?}");
+    let nothing = told(&used);
+    used.take(&first);
+    let once = told(&used);
+    used.take(&second);
+    used.give(&second);
+    assert_eq!(told(&used), once);
+    used.give(&first);
+    assert_eq!(told(&used), nothing);
 }

@@ -4,12 +4,23 @@
 //! room, however many are bound at once.
 //! Invariant: an unschedulable pod is looked at again when something changed that could help it, never by a timer.
 
-mod cluster;
+mod ask;
+mod class;
+mod config;
 mod demand;
+mod effects;
 mod filter;
+mod hints;
 mod ledger;
+mod near;
+mod node;
 mod plan;
+mod preempt;
+mod round;
 mod score;
+mod spread;
+mod tally;
+mod volumes;
 mod work;
 
 #[cfg(test)]
@@ -17,6 +28,7 @@ mod golden;
 #[cfg(test)]
 mod simulation;
 
+pub use config::{Config, Strategy};
 pub use work::start;
 
 /// What a round of the scheduler fails with. The loop tries again.
@@ -28,6 +40,28 @@ pub enum Error {
         /// Namespace and name.
         pod: String,
         /// The node that was chosen.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The volumes of a pod could not be asked for.
+    #[error("claim volumes for pod {pod} on node {node}")]
+    Claim {
+        /// Namespace and name.
+        pod: String,
+        /// The node that was chosen.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// A pod could not be told to leave for a more important one.
+    #[error("preempt pod {pod} on node {node}")]
+    Preempt {
+        /// Namespace and name of the one that was to leave.
+        pod: String,
+        /// Its node.
         node: String,
         /// Why.
         #[source]

@@ -10,7 +10,8 @@ use apiserver::{Head, Server, User};
 use client::faults::{Faults, Faulty};
 use client::{Cache, Caches, Clock};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use reconcile::Tasks;
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 
 struct World {
     server: Server,
+    client: kube::Client,
     nodes: Api<Node>,
     pods: Api<Pod>,
     events: Api<Event>,
@@ -40,6 +42,7 @@ impl World {
         let client = client::door(server.door(User::room("test")));
         let mut world = World {
             server,
+            client: client.clone(),
             nodes: Api::all(client.clone()),
             pods: Api::namespaced(client.clone(), "default"),
             events: Api::namespaced(client.clone(), "default"),
@@ -57,7 +60,7 @@ impl World {
         self.tasks = Tasks::new();
         let door = Faulty::new(self.server.door(User::room("scheduler")), self.faults);
         let caches = Caches::new(client::door(door), CancellationToken::new());
-        crate::start(&caches, &self.tasks, Clock::Wall);
+        crate::start(&caches, &self.tasks, Clock::Wall, &crate::Config::default());
     }
 
     async fn node(&self, name: &str, cpu: &str) {
@@ -65,6 +68,14 @@ impl World {
         self.nodes.create(&PostParams::default(), &node).await.unwrap();
         let status = json!({"status": {"allocatable": {"cpu": cpu, "memory": "4Gi", "pods": "200"}}});
         self.nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    async fn labelled(&self, name: &str, label: &str, value: &str, spec: Value) {
+        let mut pod = json!({"metadata": {"name": name, "labels": {label: value}},
+            "spec": {"containers": [{"name": "c", "image": "x"}]}});
+        spec.as_object().unwrap().iter().for_each(|(key, value)| pod["spec"][key] = value.clone());
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        self.pods.create(&PostParams::default(), &pod).await.unwrap();
     }
 
     async fn pod(&self, name: &str, cpu: &str, spec: Value) {
@@ -200,6 +211,155 @@ async fn pods_of_other_schedulers_and_gated_pods_are_left_alone() {
     let open = Patch::Merge(json!({"spec": {"schedulingGates": null}}));
     world.pods.patch("gated", &PatchParams::default(), &open).await.unwrap();
     world.until("gated", bound(2)).await;
+}
+
+#[tokio::test]
+async fn a_more_important_pod_takes_the_room_of_a_less_important_one() {
+    let mut world = World::new(HARD).await;
+    world.node("n1", "1").await;
+    world.node("n2", "1").await;
+    world.pod("low", "800m", json!({"priority": 1})).await;
+    world.pod("mid", "800m", json!({"priority": 50})).await;
+    world.until("both", bound(2)).await;
+    let grace = json!({"priority": 100, "terminationGracePeriodSeconds": 0});
+    world.pod("high", "500m", grace).await;
+    let promised = |pods: &[Arc<Pod>]| {
+        pods.iter().any(|pod| {
+            pod.metadata.name.as_deref() == Some("high")
+                && pod.status.as_ref().is_some_and(|status| status.nominated_node_name.is_some())
+        })
+    };
+    let leaving = |pods: &[Arc<Pod>]| pods.iter().any(|pod| pod.metadata.deletion_timestamp.is_some());
+    world.until("high is promised a node", promised).await;
+    world.until("low is on its way out", leaving).await;
+    world.restart().await;
+    // What comes later and matters less does not get what others left for it.
+    world.pod("later", "100m", json!({"priority": 10})).await;
+    let low = world.pods.get("low").await.unwrap();
+    let told = low.status.unwrap().conditions.unwrap();
+    let target = told.iter().find(|one| one.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(target.reason.as_deref(), Some("PreemptionByScheduler"));
+    world.pods.delete("low", &DeleteParams::default().grace_period(0)).await.unwrap();
+    world
+        .until("high", |pods| {
+            pods.iter().any(|pod| pod.metadata.name.as_deref() == Some("high") && node_of(pod).is_some())
+        })
+        .await;
+    world.until("all", bound(3)).await;
+    world.quiet().await;
+    let mid = world.pods.get("mid").await.unwrap();
+    assert!(mid.metadata.deletion_timestamp.is_none(), "one victim was enough");
+    let events = world.events.list(&Default::default()).await.unwrap();
+    let told = events.iter().find(|event| event.reason.as_deref() == Some("Preempted")).unwrap();
+    let message = told.message.clone().unwrap();
+    assert!(message.starts_with("Preempted by pod ") && message.contains(" on node n"), "{message}");
+    assert_eq!(told.involved_object.name.as_deref(), Some("low"));
+}
+
+/// The promises of affinity hold at every moment, not only at the end.
+#[tokio::test]
+async fn pods_that_must_not_be_together_never_are_while_calls_fail_and_the_scheduler_restarts() {
+    let mut world = World::new(HARD).await;
+    for n in 0..20 {
+        world.node(&format!("n{n}"), "2").await;
+    }
+    let broken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (count, seen) = (Arc::clone(&broken), world.seen.clone());
+    world.seen.listen(move |_| {
+        let mut on: BTreeMap<String, usize> = BTreeMap::new();
+        for pod in seen.snapshot().values() {
+            if let Some(node) = node_of(pod) {
+                *on.entry(node.to_owned()).or_default() += 1;
+            }
+        }
+        count.fetch_max(on.values().copied().max().unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+    });
+    let apart = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "name", "labelSelector": {"matchLabels": {"app": "one-each"}}}]}}});
+    for n in 0..20 {
+        let label = Patch::Merge(json!({"metadata": {"labels": {"name": format!("n{n}")}}}));
+        world.nodes.patch(&format!("n{n}"), &PatchParams::default(), &label).await.unwrap();
+    }
+    for n in 0..25 {
+        world.labelled(&format!("p{n:02}"), "app", "one-each", apart.clone()).await;
+        if n % 10 == 5 {
+            world.restart().await;
+        }
+    }
+    world.until("one per node", bound(20)).await;
+    world
+        .until("the others say why", |pods| {
+            let says = |pod: &&Arc<Pod>| {
+                unschedulable(pod)
+                    .is_some_and(|text| text.contains("20 node(s) didn't match pod anti-affinity rules"))
+            };
+            pods.iter().filter(says).count() == 5
+        })
+        .await;
+    // One leaves, one comes; and it costs nothing but that.
+    let gone = world.seen.snapshot().values().find(|pod| node_of(pod).is_some()).cloned().unwrap();
+    world
+        .pods
+        .delete(gone.metadata.name.as_deref().unwrap(), &DeleteParams::default().grace_period(0))
+        .await
+        .unwrap();
+    world.until("again one per node", |pods| pods.len() == 24 && bound(20)(pods)).await;
+    world.quiet().await;
+    assert_eq!(broken.load(std::sync::atomic::Ordering::Relaxed), 1, "pods on one node at most");
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_its_volume_and_for_whom_it_wants_to_be_beside() {
+    let world = World::new(HARD).await;
+    world.node("n1", "1").await;
+    let mounts = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    world.pod("a", "100m", mounts).await;
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "name", "labelSelector": {"matchLabels": {"app": "db"}}}]}}});
+    world.pod("b", "100m", near).await;
+    let says = |text: &'static str| {
+        move |pods: &[Arc<Pod>]| {
+            pods.iter().any(|pod| unschedulable(pod).is_some_and(|told| told.contains(text)))
+        }
+    };
+    world.until("a waits", says("persistentvolumeclaim \"data\" not found")).await;
+    world.until("b waits", says("node(s) didn't match pod affinity rules")).await;
+    world.quiet().await;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"name": "n1"}}}));
+    world.nodes.patch("n1", &PatchParams::default(), &label).await.unwrap();
+    world.labelled("db", "app", "db", json!({})).await;
+    world.until("b and the database", bound(2)).await;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(world.client.clone(), "default");
+    let claim = serde_json::from_value(json!({"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "late", "resources": {"requests": {"storage": "1Gi"}}}}));
+    let claim: PersistentVolumeClaim = claim.unwrap();
+    let late = serde_json::from_value(json!({"metadata": {"name": "late"}, "provisioner": "example.com/p",
+        "volumeBindingMode": "WaitForFirstConsumer"}));
+    let late: StorageClass = late.unwrap();
+    Api::all(world.client.clone()).create(&PostParams::default(), &late).await.unwrap();
+    claims.create(&PostParams::default(), &claim).await.unwrap();
+    // The claim is told the node; the pod waits until there is a volume.
+    let selected = async {
+        loop {
+            let live = claims.get("data").await.unwrap();
+            if live.metadata.annotations.is_some_and(|all| all["volume.kubernetes.io/selected-node"] == "n1")
+            {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, selected).await.expect("the claim is told the node");
+    let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"name": "v1"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "late", "capacity": {"storage": "1Gi"},
+        "hostPath": {"path": "/x"}}}))
+    .unwrap();
+    Api::all(world.client.clone()).create(&PostParams::default(), &volume).await.unwrap();
+    let done = Patch::Merge(json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v1"}}));
+    claims.patch("data", &PatchParams::default(), &done).await.unwrap();
+    world.until("a", bound(3)).await;
+    world.quiet().await;
 }
 
 /// Not a figure to hold anyone to, but a burst that takes a second has lost its one round.

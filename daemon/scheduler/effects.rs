@@ -1,0 +1,305 @@
+//! Does what a round decided: bindings, conditions, volumes, events.
+//!
+//! Invariant: an effect done twice is the same as once; what is gone, or changed meanwhile, is looked at again.
+
+use http::Request;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
+use reconcile::chain;
+use serde_json::{Value, json};
+use tracing::warn;
+
+use crate::Error;
+use crate::ask::Ask;
+use crate::plan::{Explanation, Nomination, condition};
+use crate::volumes::{Choice, SELECTED_NODE};
+
+const COMPONENT: &str = "default-scheduler";
+
+/// An event about a pod.
+struct Told<'a> {
+    kind: &'static str,
+    reason: &'static str,
+    action: &'static str,
+    message: &'a str,
+    at: Timestamp,
+}
+
+/// Whether an effect came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// Yes.
+    ToBe,
+    /// No: the pod is gone, or is another one by now.
+    TooLate,
+}
+
+/// Gives a pod its node.
+///
+/// # Errors
+/// When the cluster did not take it, nor had taken it before.
+pub(crate) async fn bind(client: &Client, pod: &Pod, node: &str, at: Timestamp) -> Result<(), kube::Error> {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": pod.metadata.uid},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    match send(client, "POST", &format!("{}/binding", path(pod)), &body).await {
+        Ok(()) => {
+            let message = format!("Successfully assigned {} to {node}", named(pod));
+            let told = Told { kind: "Normal", reason: "Scheduled", action: "Binding", message: &message, at };
+            tell(client, pod, &told).await;
+            Ok(())
+        }
+        // Gone, or bound already, or going: the cache is about to say so, and the books follow the cache.
+        Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a binding was done although its answer was lost.
+pub(crate) async fn is_bound(client: &Client, pod: &Pod) -> bool {
+    let request = Request::get(path(pod)).body(Vec::new()).expect("a path made of names");
+    let live: Result<Value, kube::Error> = client.request(request).await;
+    live.is_ok_and(|live| {
+        live["metadata"]["uid"] == json!(pod.metadata.uid) && live["spec"]["nodeName"].is_string()
+    })
+}
+
+/// Says why a pod has no node, promises it one, and asks others to leave for it, in this order: so nobody takes the
+/// room meanwhile.
+///
+/// # Errors
+/// The first thing that did not come to be.
+pub(crate) async fn explain(client: &Client, told: &Explanation) -> Result<Came, Error> {
+    let pod = &told.ask.pod;
+    let mut status = json!({"conditions": conditions(pod, told)});
+    match &told.nomination {
+        Nomination::Keep => {}
+        Nomination::Clear => status["nominatedNodeName"] = Value::Null,
+        Nomination::Node(node) => status["nominatedNodeName"] = json!(node),
+    }
+    let report = |source: kube::Error| Error::Report { pod: named(pod), source: Box::new(source) };
+    match patch_status(client, pod, status).await {
+        Ok(Came::TooLate) => return Ok(Came::TooLate),
+        Ok(Came::ToBe) => {}
+        Err(source) => return Err(report(source)),
+    }
+    if told.reason == "Unschedulable" {
+        let (message, at) = (told.message.as_str(), told.at);
+        let event = Told { kind: "Warning", reason: "FailedScheduling", action: "Scheduling", message, at };
+        tell(client, pod, &event).await;
+    }
+    if let Nomination::Node(node) = &told.nomination {
+        for victim in &told.victims {
+            preempt(client, victim, pod, (node, told.at)).await.map_err(|source| Error::Preempt {
+                pod: named(&victim.pod),
+                node: node.clone(),
+                source: Box::new(source),
+            })?;
+        }
+    }
+    Ok(Came::ToBe)
+}
+
+/// Takes the promise of a node back.
+///
+/// # Errors
+/// When the pod could not be written.
+pub(crate) async fn withdraw(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
+    patch_status(client, pod, json!({"nominatedNodeName": null})).await.map(|_| ())
+}
+
+/// Asks for the volumes of a pod on a node.
+///
+/// # Errors
+/// The first thing that could not be written.
+pub(crate) async fn claim(client: &Client, node: &str, choices: &[Choice]) -> Result<(), kube::Error> {
+    for choice in choices {
+        let answer = match choice {
+            Choice::Make { claim } => {
+                let annotations = claim.metadata.annotations.as_ref();
+                if annotations.is_some_and(|known| known.contains_key(SELECTED_NODE)) {
+                    continue;
+                }
+                let meta = &claim.metadata;
+                let namespace = meta.namespace.as_deref().unwrap_or_default();
+                let name = meta.name.as_deref().unwrap_or_default();
+                let path = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}");
+                let patch = json!({"metadata": {
+                    "uid": meta.uid, "resourceVersion": meta.resource_version,
+                    "annotations": {SELECTED_NODE: node},
+                }});
+                send(client, "PATCH", &path, &patch).await
+            }
+            Choice::Volume { volume, claim } => {
+                let (meta, owner) = (&volume.metadata, &claim.metadata);
+                let path = format!("/api/v1/persistentvolumes/{}", meta.name.as_deref().unwrap_or_default());
+                let patch = json!({
+                    "metadata": {
+                        "uid": meta.uid, "resourceVersion": meta.resource_version,
+                        "annotations": {"pv.kubernetes.io/bound-by-controller": "yes"},
+                    },
+                    "spec": {"claimRef": {
+                        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": owner.namespace,
+                        "name": owner.name, "uid": owner.uid, "resourceVersion": owner.resource_version,
+                    }},
+                });
+                send(client, "PATCH", &path, &patch).await
+            }
+        };
+        answer?;
+    }
+    Ok(())
+}
+
+/// Namespace and name.
+pub(crate) fn named(pod: &Pod) -> String {
+    client::key_of(pod).to_string()
+}
+
+async fn preempt(
+    client: &Client,
+    victim: &Ask,
+    by: &Pod,
+    (node, at): (&str, Timestamp),
+) -> Result<(), kube::Error> {
+    let pod = &victim.pod;
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let now = Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
+    let scheduler = by.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+    let why = PodCondition {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+        reason: Some("PreemptionByScheduler".to_owned()),
+        message: Some(format!(
+            "{}: preempting to accommodate a higher priority pod",
+            scheduler.unwrap_or(COMPONENT)
+        )),
+        last_transition_time: Some(now),
+        last_probe_time: None,
+        observed_generation: pod.metadata.generation,
+    };
+    let conditions = with(pod, why);
+    // The victim's kubelet writes its status too, so this one only insists on who it is.
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}});
+    gone_is_done(send(client, "PATCH", &format!("{}/status", path(pod)), &patch).await)?;
+    let options = json!({
+        "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": pod.metadata.uid},
+    });
+    gone_is_done(send(client, "DELETE", &path(pod), &options).await)?;
+    let uid = by.metadata.uid.as_deref().unwrap_or_default();
+    let message = format!("Preempted by pod {uid} on node {node}");
+    let told = Told { kind: "Normal", reason: "Preempted", action: "Preempting", message: &message, at };
+    tell(client, pod, &told).await;
+    Ok(())
+}
+
+fn conditions(pod: &Pod, told: &Explanation) -> Vec<PodCondition> {
+    let now = Time(Timestamp::from_second(told.at.as_second()).unwrap_or(told.at));
+    let known = condition(pod).filter(|known| known.status == "False");
+    let why = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some(told.reason.to_owned()),
+        message: Some(told.message.clone()),
+        last_transition_time: known.and_then(|known| known.last_transition_time.clone()).or(Some(now)),
+        last_probe_time: None,
+        observed_generation: pod.metadata.generation,
+    };
+    with(pod, why)
+}
+
+/// The conditions of a pod with this one in the place of the one of its type.
+fn with(pod: &Pod, condition: PodCondition) -> Vec<PodCondition> {
+    let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let others = known.filter(|one| one.type_ != condition.type_).cloned();
+    others.chain([condition.clone()]).collect()
+}
+
+async fn patch_status(client: &Client, pod: &Pod, status: Value) -> Result<Came, kube::Error> {
+    let patch = json!({
+        "metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version},
+        "status": status,
+    });
+    match send(client, "PATCH", &format!("{}/status", path(pod)), &patch).await {
+        Ok(()) => Ok(Came::ToBe),
+        // It changed or went away: the next round sees it as it is now.
+        Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => Ok(Came::TooLate),
+        Err(error) => Err(error),
+    }
+}
+
+fn gone_is_done(answer: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match answer {
+        Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// Tells an event; that it could not be told fails nothing.
+async fn tell(client: &Client, pod: &Pod, told: &Told<'_>) {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let event_name = format!("{name}.{:016x}", hash(&[uid, told.reason, told.message]));
+    let time = Timestamp::from_second(told.at.as_second()).unwrap_or(told.at).to_string();
+    let collection = format!("/api/v1/namespaces/{namespace}/events");
+    let event = json!({
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": event_name, "namespace": namespace},
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid,
+            "resourceVersion": pod.metadata.resource_version,
+        },
+        "type": told.kind,
+        "reason": told.reason,
+        "action": told.action,
+        "message": told.message,
+        "count": 1,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": "",
+    });
+    let answer = match send(client, "POST", &collection, &event).await {
+        Err(error) if client::is_already_exists(&error) => {
+            let again = json!({"lastTimestamp": time});
+            send(client, "PATCH", &format!("{collection}/{event_name}"), &again).await
+        }
+        answer => answer,
+    };
+    if let Err(error) = answer {
+        warn!(pod = named(pod), reason = told.reason, error = chain(&error), "event not told");
+    }
+}
+
+async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result<(), kube::Error> {
+    let content = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let mark = if method == "DELETE" { "" } else { "?fieldManager=holdfast-scheduler" };
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{path}{mark}"))
+        .header("content-type", content)
+        .body(body.to_string().into_bytes())
+        .map_err(kube::Error::HttpError)?;
+    client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
+}
+
+fn path(pod: &Pod) -> String {
+    let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+    format!("/api/v1/namespaces/{}/pods/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+}
+
+/// FNV-1a: the same event about the same pod has the same name.
+fn hash(parts: &[&str]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
