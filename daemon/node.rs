@@ -285,7 +285,13 @@ impl Node {
                 .iter()
                 .map(|why| runtime::Missing { what: "the network of pods".to_owned(), why: why.clone() }),
         );
-        let cluster = controllers::cluster::Parts { caches: caches.clone(), clock, root_ca };
+        let cluster = controllers::cluster::Parts {
+            caches: caches.clone(),
+            clock,
+            node: name.clone(),
+            volumes: places.dir("volumes"),
+            root_ca,
+        };
         controllers::cluster::start(&cluster, &tasks);
         let kubelet = floor_four(&config, &places, &ground, &caches, &tasks, &name, clock).await?;
         server.connect_node(&name, kubelet);
@@ -418,7 +424,7 @@ async fn floor_four(
 
 /// Floors 0 and 2 know nothing of each other: they open side by side.
 async fn ground(config: &Config, places: &Places) -> Result<Ground, NodeError> {
-    for dir in ["pods", "logs", "git", "spool"] {
+    for dir in ["pods", "logs", "git", "spool", "volumes"] {
         let path = places.dir(dir);
         fs::create_dir_all(&path).map_err(|source| NodeError::Directory {
             attempt: "create",

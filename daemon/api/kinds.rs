@@ -208,8 +208,6 @@ const SERVED: &[Row] = &[
 /// happen deletes the row.
 const UNATTENDED: &[(&str, &str, &str)] = &[
     ("", "Endpoints", "traffic follows EndpointSlices only"),
-    ("", "PersistentVolume", "no volume is bound"),
-    ("", "PersistentVolumeClaim", "no volume is bound"),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "no webhook is called"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "it is not evaluated"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),

@@ -3,13 +3,20 @@
 //!
 //! Invariant: what a controller needs from the machine comes with `Parts`; nothing here reaches into another room.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use client::{Caches, Clock, Key, key_of};
-use k8s_openapi::api::core::v1::Namespace;
+use client::{Cache, Caches, Clock, Key, key_of};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
 use reconcile::{Queue, Tasks};
 
 use crate::serviceaccount::{Accounts, ROOT_CA};
+use crate::storage::claim::Claims;
+use crate::storage::ephemeral::{Ephemeral, declares};
+use crate::storage::protection::{Protection, claims_of};
+use crate::storage::volume::Volumes;
+use crate::storage::{FirstClass, Ground, Seen};
 use crate::wakes::{resource, spawn, wake_itself};
 
 /// What the controllers of the cluster need.
@@ -19,6 +26,10 @@ pub struct Parts {
     pub caches: Caches,
     /// The time.
     pub clock: Clock,
+    /// The name of this node.
+    pub node: String,
+    /// Where this node keeps the volumes that it makes.
+    pub volumes: PathBuf,
     /// The certificate by which the API server is known, as PEM.
     pub root_ca: Arc<str>,
 }
@@ -32,6 +43,7 @@ impl std::fmt::Debug for Parts {
 /// Starts the controllers of the cluster. Stopped by stopping the tasks.
 pub fn start(parts: &Parts, tasks: &Tasks) {
     accounts(parts, tasks);
+    storage(parts, tasks);
 }
 
 fn accounts(parts: &Parts, tasks: &Tasks) {
@@ -59,4 +71,72 @@ fn accounts(parts: &Parts, tasks: &Tasks) {
         synced.1.synced().await;
         synced.2.synced().await;
     });
+}
+
+fn storage(parts: &Parts, tasks: &Tasks) {
+    let caches = &parts.caches;
+    let seen = Seen {
+        client: caches.client(),
+        claims: caches.of::<PersistentVolumeClaim>(),
+        volumes: caches.of::<PersistentVolume>(),
+        classes: caches.of::<StorageClass>(),
+        pods: caches.of(),
+        ground: Arc::new(Ground { node: parts.node.clone(), directory: parts.volumes.clone() }),
+    };
+    let (claims, volumes, protection) = (Queue::new(), Queue::new(), Queue::new());
+    let (ephemeral, first) = (Queue::new(), Queue::new());
+    for queue in [&claims, &protection] {
+        wake_itself(&seen.claims, queue);
+    }
+    for queue in [&volumes, &protection] {
+        wake_itself(&seen.volumes, queue);
+    }
+    let (wakes, known) = (claims.clone(), seen.claims.clone());
+    seen.volumes.listen(move |volume| match claim_of(volume) {
+        Some(claim) => wakes.wake(claim),
+        // A volume that is free is of interest to every claim that has none.
+        None => unbound(&known).for_each(|key| wakes.wake(key)),
+    });
+    let (wakes, known) = (claims.clone(), seen.claims.clone());
+    seen.classes.listen(move |_| unbound(&known).for_each(|key| wakes.wake(key)));
+    let (wakes, known) = (volumes.clone(), seen.volumes.clone());
+    seen.claims.listen(move |claim| {
+        let key = key_of(&**claim);
+        for (name, volume) in &known.snapshot() {
+            if claim_of(volume).as_ref() == Some(&key) {
+                wakes.wake(name.clone());
+            }
+        }
+    });
+    let wakes = protection.clone();
+    seen.pods.listen(move |pod| {
+        for claim in claims_of(pod) {
+            wakes.wake(Key::new(pod.metadata.namespace.clone().unwrap_or_default(), claim));
+        }
+    });
+    let wakes = ephemeral.clone();
+    seen.pods.listen(move |pod| {
+        if declares(pod) {
+            wakes.wake(key_of(&**pod));
+        }
+    });
+    spawn(tasks, parts.clock, &ephemeral, Ephemeral(seen.clone()), seen.clone().synced());
+    first.wake(crate::storage::first_class_key());
+    spawn(tasks, parts.clock, &first, FirstClass(seen.clone()), seen.clone().synced());
+    spawn(tasks, parts.clock, &claims, Claims::new(seen.clone()), seen.clone().synced());
+    spawn(tasks, parts.clock, &volumes, Volumes(seen.clone()), seen.clone().synced());
+    spawn(tasks, parts.clock, &protection, Protection(seen.clone()), seen.synced());
+}
+
+fn claim_of(volume: &PersistentVolume) -> Option<Key> {
+    let claim = volume.spec.as_ref()?.claim_ref.as_ref()?;
+    Some(Key::new(claim.namespace.clone()?, claim.name.clone()?))
+}
+
+/// The claims that have no volume.
+fn unbound(claims: &Cache<PersistentVolumeClaim>) -> impl Iterator<Item = Key> + use<> {
+    claims.snapshot().into_iter().filter_map(|(key, claim)| {
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        (phase != Some("Bound")).then_some(key)
+    })
 }

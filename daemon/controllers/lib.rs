@@ -24,6 +24,7 @@ mod serviceaccount;
 mod start;
 mod statefulset;
 mod step;
+mod storage;
 mod wakes;
 
 #[cfg(test)]
@@ -70,6 +71,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: Box<kube::Error>,
+    },
+    /// A directory of a volume could not be made or removed.
+    #[error("make or remove directory {path} of a volume")]
+    Directory {
+        /// Where.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// An object could not be deleted.
     #[error("delete {what}")]

@@ -47,6 +47,7 @@ struct World {
     faults: Faults,
     clock: Clock,
     tasks: Tasks,
+    volumes: tempfile::TempDir,
 }
 
 impl World {
@@ -64,7 +65,8 @@ impl World {
         let stop = CancellationToken::new();
         let seen = Caches::new(client.clone(), stop.clone());
         kubelet(&client, &seen, clock);
-        let mut world = World { server, client, seen, stop, faults, clock, tasks: Tasks::new() };
+        let volumes = tempfile::tempdir().unwrap();
+        let mut world = World { server, client, seen, stop, faults, clock, tasks: Tasks::new(), volumes };
         world.restart().await;
         world
     }
@@ -76,7 +78,13 @@ impl World {
         let door = Faulty::new(self.server.door(User::room("controllers")), self.faults);
         let caches = Caches::new(client::door(door), self.stop.clone());
         crate::start(&caches, &self.tasks, self.clock);
-        let parts = crate::cluster::Parts { caches, clock: self.clock, root_ca: CERTIFICATE.into() };
+        let parts = crate::cluster::Parts {
+            caches,
+            clock: self.clock,
+            node: "n1".to_owned(),
+            volumes: self.volumes.path().to_owned(),
+            root_ca: CERTIFICATE.into(),
+        };
         crate::cluster::start(&parts, &self.tasks);
     }
 

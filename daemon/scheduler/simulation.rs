@@ -11,6 +11,7 @@ use client::faults::{Faults, Faulty};
 use client::{Cache, Caches, Clock};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use reconcile::Tasks;
@@ -218,10 +219,15 @@ async fn a_more_important_pod_takes_the_room_of_a_less_important_one() {
     let mut world = World::new(HARD).await;
     world.node("n1", "1").await;
     world.node("n2", "1").await;
-    world.pod("low", "800m", json!({"priority": 1})).await;
-    world.pod("mid", "800m", json!({"priority": 50})).await;
+    for (name, value) in [("low", 1), ("later", 10), ("mid", 50), ("high", 100)] {
+        let class = json!({"metadata": {"name": name}, "value": value});
+        let class: PriorityClass = serde_json::from_value(class).unwrap();
+        Api::all(world.client.clone()).create(&PostParams::default(), &class).await.unwrap();
+    }
+    world.pod("low", "800m", json!({"priorityClassName": "low"})).await;
+    world.pod("mid", "800m", json!({"priorityClassName": "mid"})).await;
     world.until("both", bound(2)).await;
-    let grace = json!({"priority": 100, "terminationGracePeriodSeconds": 0});
+    let grace = json!({"priorityClassName": "high", "terminationGracePeriodSeconds": 0});
     world.pod("high", "500m", grace).await;
     let promised = |pods: &[Arc<Pod>]| {
         pods.iter().any(|pod| {
@@ -234,7 +240,7 @@ async fn a_more_important_pod_takes_the_room_of_a_less_important_one() {
     world.until("low is on its way out", leaving).await;
     world.restart().await;
     // What comes later and matters less does not get what others left for it.
-    world.pod("later", "100m", json!({"priority": 10})).await;
+    world.pod("later", "100m", json!({"priorityClassName": "later"})).await;
     let low = world.pods.get("low").await.unwrap();
     let told = low.status.unwrap().conditions.unwrap();
     let target = told.iter().find(|one| one.type_ == "DisruptionTarget").unwrap();
