@@ -67,6 +67,19 @@ impl web::Actions for Actions {
         })
     }
 
+    fn explain(
+        &self,
+        kind: String,
+        name: String,
+        namespace: String,
+    ) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            let told =
+                self.engine.explain(&kind, &name, &namespace).await.map_err(|error| refuse_of(&error))?;
+            Ok(serde_json::to_value(told).expect("an explanation is plain data"))
+        })
+    }
+
     fn hurry(&self, name: &str) -> usize {
         self.engine.hurry(name)
     }

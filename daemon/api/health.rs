@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::kinds::split_api_version;
 
+mod kinds;
 mod pod;
 mod workload;
 
@@ -93,6 +94,12 @@ pub fn assess(object: &Value) -> Option<Health> {
         ("", "PersistentVolumeClaim") => Some(claim(object)),
         ("", "Node") => Some(node(object)),
         ("", "Namespace") => Some(namespace(object)),
+        ("", "ReplicationController") => Some(workload::replica_set(object)),
+        ("", "PersistentVolume") => Some(kinds::volume(object)),
+        ("autoscaling", "HorizontalPodAutoscaler") => Some(kinds::autoscaler(object)),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => Some(kinds::definition(object)),
+        ("apiregistration.k8s.io", "APIService") => Some(kinds::api_service(object)),
+        ("policy", "PodDisruptionBudget") => Some(kinds::budget(object)),
         ("apps", "Deployment") => Some(workload::deployment(object)),
         ("apps", "ReplicaSet") => Some(workload::replica_set(object)),
         ("apps", "StatefulSet") => Some(workload::stateful_set(object)),

@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod decide;
 pub(crate) mod diff;
 pub(crate) mod down;
+pub(crate) mod explain;
 pub(crate) mod history;
 pub(crate) mod image;
 pub(crate) mod image_build;
@@ -70,6 +71,17 @@ pub(crate) enum Command {
     Plan {
         /// Only this application
         application: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell why an object is as it is: from the commit and its file down to the last log lines
+    Explain {
+        /// As `deployment/web`, `pod/web-1`, `cm/conf`
+        object: String,
+        /// Its namespace
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -249,6 +261,9 @@ pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
         Command::Status { json, wait } => status::run(at, json, wait.map(Duration::from_secs), ink).await,
         Command::Diff { application, json } => diff::run(at, application.as_deref(), json, ink).await,
         Command::Plan { application, json } => plan::run(at, application.as_deref(), json, ink).await,
+        Command::Explain { object, namespace, json } => {
+            explain::run(at, &object, &namespace, json, ink).await
+        }
         Command::Confirm { application } => decide::run(at, "/confirm", application.as_deref(), &[]).await,
         Command::Approve { application } => decide::run(at, "/approve", application.as_deref(), &[]).await,
         Command::Resume { application } => decide::run(at, "/resume", application.as_deref(), &[]).await,

@@ -224,3 +224,18 @@ fn the_history_says_what_each_sync_did_and_how_it_ended() {
     let now = "2026-01-01T00:02:00Z".parse().unwrap();
     assert_eq!(history::render(&app, INK, now), expected.replace("60 s", "1 min"));
 }
+
+#[test]
+fn an_explanation_is_one_indented_chain() {
+    let told = json!({"object": {"kind": "Pod", "namespace": "default", "name": "web-1"}, "summary": "container app: ended — no database",
+        "links": [{"depth": 0, "what": "application demo", "state": "ok", "says": "Synced"},
+            {"depth": 1, "what": "container app", "state": "bad", "says": "ended", "lines": ["no \u{1b}[31mdatabase"]}]});
+    let expected = "Pod default/web-1
+container app: ended — no database
+
+✓ application demo  Synced
+  ✗ container app  ended
+      │ no \u{fffd}[31mdatabase
+";
+    assert_eq!(explain::render(&told, INK), expected);
+}

@@ -23,6 +23,7 @@ use crate::archive::Archive;
 use crate::build::{Builder, Built, Defaults, Defect, Id, Object};
 use crate::config::{Application, Origin};
 use crate::decide::{self, Choice, Chosen, short};
+use crate::evidence::{self, Failing};
 use crate::health::{self, Around};
 use crate::hooks::{HookGone, HookView};
 use crate::live::{self, Seen, Watched, whole};
@@ -34,6 +35,8 @@ use crate::{history, tell};
 
 /// Requests that one application has under way at once.
 pub(crate) const AT_ONCE: usize = 16;
+/// Failing objects whose last words are remembered.
+const MOST_EVIDENCE: usize = 100;
 
 /// Kinds without a rule, such as a ConfigMap.
 const HEALTHY: Health = Health { code: HealthCode::Healthy, message: String::new() };
@@ -79,6 +82,8 @@ pub(crate) struct Memory {
     /// The text and the live form for which a dry run gave this verdict.
     pub(crate) verdicts: BTreeMap<Id, (u64, u64, Verdict)>,
     pub(crate) failures: BTreeMap<Id, Failure>,
+    /// What the failing container of an object said last.
+    evidence: BTreeMap<Id, (Failing, Vec<String>)>,
 }
 
 impl Follower {
@@ -109,6 +114,7 @@ impl Follower {
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
+            evidence: BTreeMap::new(),
         };
         let Neighbourhood { watched, names, door, board, archives } = around.clone();
         let archive = Archive::new(archives.join(&application.name));
@@ -197,7 +203,13 @@ impl Follower {
         defects.extend(hooks.iter().filter_map(unknown_hook));
         let gone = rest.into_iter().map(|told| self.gone(told, &eyes)).collect();
         let hooks_gone = old_hooks.into_iter().map(|told| self.hook_gone(told, &eyes)).collect();
-        let hooks = hooks.into_iter().filter_map(|object| self.hook(object, &eyes)).collect();
+        let mut hooks: Vec<HookView> =
+            hooks.into_iter().filter_map(|object| self.hook(object, &eyes)).collect();
+        for hook in &mut hooks {
+            if let Some(live) = &mut hook.live {
+                live.evidence = self.evidence(&hook.object.id, live, &eyes).await;
+            }
+        }
         let desired = futures::stream::iter(objects)
             .map(|object| {
                 let known = inventory.get(&object.id).copied();
@@ -378,7 +390,7 @@ impl Follower {
         let kinds: BTreeMap<(&str, &str), &'static Kind> =
             kinds.map(|kind| ((kind.group.as_str(), kind.kind.as_str()), kind)).collect();
         let mut eyes = Eyes { caches: BTreeMap::new(), around: Around::default() };
-        let looks_deeper = kinds.keys().any(|(_, kind)| health::has_pods(kind) || *kind == "Service");
+        let looks_deeper = kinds.keys().any(|(_, kind)| health::looks_around(kind));
         for (name, kind) in kinds {
             eyes.caches.insert(name, self.watched.of(kind).await);
         }
@@ -408,6 +420,35 @@ impl Follower {
         Gone { told: told.clone(), kind, live }
     }
 
+    /// The last words of what fails, for whoever reads the status.
+    async fn evidence(&self, id: &Id, live: &Live, eyes: &Eyes) -> Vec<String> {
+        if live.health.code != HealthCode::Degraded || !(health::has_pods(&id.kind) || id.kind == "Pod") {
+            return Vec::new();
+        }
+        let cache = eyes.caches.get(&(id.group.as_str(), id.kind.as_str()));
+        let Some(object) = cache.and_then(|cache| cache.get(&live::key(id))) else { return Vec::new() };
+        let failing = match id.kind.as_str() {
+            "Pod" => evidence::failing(&object),
+            kind => health::pods_of(kind, &object, &id.namespace, &eyes.around)
+                .into_iter()
+                .find_map(evidence::failing),
+        };
+        let Some(failing) = failing else { return Vec::new() };
+        if let Some((known, lines)) = self.lock().evidence.get(id)
+            && *known == failing
+        {
+            return lines.clone();
+        }
+        let lines = evidence::last_words(&self.door, &failing).await;
+        let mut memory = self.lock();
+        // Objects come and go: what is remembered of them is a few lines, and not for ever.
+        if memory.evidence.len() > MOST_EVIDENCE {
+            memory.evidence.clear();
+        }
+        memory.evidence.insert(id.clone(), (failing, lines.clone()));
+        lines
+    }
+
     async fn wanted(&self, object: Object, told: Option<&ObjectStatus>, eyes: &Eyes) -> Wanted {
         let known = told.and_then(|told| u64::from_str_radix(&told.applied, 16).ok()).unwrap_or_default();
         let how = marks::apply(&object.value);
@@ -421,6 +462,8 @@ impl Follower {
             };
             return Wanted { object, live: None, verdict, known };
         };
+        let mut live = live;
+        live.evidence = self.evidence(&object.id, &live, eyes).await;
         let verdict = match how {
             Apply::Never => Verdict::Left,
             Apply::Once => Verdict::Same,

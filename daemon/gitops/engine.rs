@@ -23,11 +23,12 @@ use crate::archive::Tombstone;
 use crate::build::Id;
 use crate::config::{Application, Origin};
 use crate::diff::Diff;
+use crate::explain::{self, Explanation};
 use crate::live::Watched;
 use crate::plan::{self, Step, View};
 use crate::source::{Directory, Git, Location, Slot, Wanted};
 use crate::status::{Decisions, Status};
-use crate::{Error, act, decide, order};
+use crate::{APPLICATION_LABEL, Error, act, decide, order};
 
 /// The wait before removed applications are looked for again, when that failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -374,6 +375,53 @@ impl Engine {
             }
         }
         Ok(restored)
+    }
+
+    /// Why an object is as it is: the chain from the commit down to the last words of a container.
+    ///
+    /// # Errors
+    /// `Denied` for a kind that is not served, `Door` when the cluster cannot be asked.
+    pub async fn explain(&self, kind: &str, name: &str, namespace: &str) -> Result<Explanation, Error> {
+        let Some(kind) = explain::kind_named(kind) else {
+            let why = format!("there is no kind {kind}; `kubectl api-resources` lists those there are");
+            return Err(Error::Denied { application: "explain".to_owned(), why });
+        };
+        let namespace = match (kind.namespaced, namespace) {
+            (false, _) => "",
+            (true, "") => "default",
+            (true, given) => given,
+        };
+        let id = Id {
+            group: kind.group.clone(),
+            kind: kind.kind.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        let mut found = explain::gather(&self.inner.around, kind, id.clone()).await?;
+        let owner = found
+            .above
+            .first()
+            .and_then(|root| root["metadata"]["labels"][APPLICATION_LABEL].as_str())
+            .map(str::to_owned);
+        for (application, status) in self.statuses() {
+            let knows = |status: &Status| {
+                status.objects.iter().any(|known| known.id() == id)
+                    || status.hooks.iter().any(|known| known.id() == id)
+            };
+            if owner.as_deref() == Some(&application) || (owner.is_none() && knows(&status)) {
+                found.application = Some((application, status));
+            } else if found.above.is_empty() && found.tombstone.is_none() {
+                let buried = self.pruned(&application).await?;
+                found.tombstone = buried.into_iter().find(|known| known.id == id);
+            }
+        }
+        if found.above.is_empty() && found.application.is_none() && found.tombstone.is_none() {
+            return Err(Error::Denied {
+                application: "explain".to_owned(),
+                why: format!("there is no {id}"),
+            });
+        }
+        Ok(explain::assemble(&found))
     }
 
     fn decide(

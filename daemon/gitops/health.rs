@@ -39,20 +39,31 @@ impl Around {
 
 /// Kinds whose pods tell more than they do themselves.
 pub(crate) fn has_pods(kind: &str) -> bool {
-    matches!(kind, "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job")
+    matches!(
+        kind,
+        "Deployment" | "ReplicaSet" | "ReplicationController" | "StatefulSet" | "DaemonSet" | "Job"
+    )
+}
+
+/// Kinds whose health needs a look at pods or endpoints.
+pub(crate) fn looks_around(kind: &str) -> bool {
+    has_pods(kind) || matches!(kind, "Service" | "Ingress" | "PersistentVolumeClaim")
 }
 
 /// The health of an object, given the verdict of its own kind's rule.
 pub(crate) fn assess(kind: &str, own: Option<Health>, object: &DynamicObject, around: &Around) -> Health {
     let own = own.unwrap_or(Health { code: HealthCode::Healthy, message: String::new() });
     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-    if own.code == HealthCode::Healthy && kind == "Service" {
-        return service(object, namespace, around).unwrap_or(own);
-    }
-    if matches!(own.code, HealthCode::Progressing | HealthCode::Degraded) && has_pods(kind) {
-        return workload(own, object, namespace, around);
-    }
-    own
+    let better = match (kind, own.code) {
+        ("Service", HealthCode::Healthy) => service(object, namespace, around),
+        ("Ingress", HealthCode::Healthy) => ingress(object, namespace, around),
+        ("PersistentVolumeClaim", HealthCode::Progressing) => claim(object, namespace, around),
+        (kind, HealthCode::Progressing | HealthCode::Degraded) if has_pods(kind) => {
+            Some(workload(own.clone(), kind, object, namespace, around))
+        }
+        _ => None,
+    };
+    better.unwrap_or(own)
 }
 
 fn service(object: &DynamicObject, namespace: &str, around: &Around) -> Option<Health> {
@@ -65,65 +76,86 @@ fn service(object: &DynamicObject, namespace: &str, around: &Around) -> Option<H
     Some(Health { code: HealthCode::Progressing, message: "no ready endpoint".to_owned() })
 }
 
-fn workload(own: Health, object: &DynamicObject, namespace: &str, around: &Around) -> Health {
-    let Ok(labels) = Labels::from_selector(&object.data["spec"]["selector"]) else { return own };
+/// A route whose Service has no ready endpoint answers nobody.
+fn ingress(object: &DynamicObject, namespace: &str, around: &Around) -> Option<Health> {
+    let spec = &object.data["spec"];
+    let rules = spec["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let paths = rules.iter().flat_map(|rule| rule["http"]["paths"].as_array().into_iter().flatten());
+    let backends = paths.map(|path| &path["backend"]).chain([&spec["defaultBackend"]]);
+    let mut names = backends.filter_map(|backend| backend["service"]["name"].as_str());
+    let dark = names.find(|name| !around.served.contains(&(namespace.to_owned(), (*name).to_owned())))?;
+    let message = format!("service {dark}, which it leads to, has no ready endpoint");
+    Some(Health { code: HealthCode::Progressing, message })
+}
+
+/// A claim that nobody uses yet may wait for its first pod: waiting for it would wait for ever.
+fn claim(object: &DynamicObject, namespace: &str, around: &Around) -> Option<Health> {
+    let pending = matches!(object.data["status"]["phase"].as_str(), Some("Pending") | None);
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    let uses = |pod: &DynamicObject| {
+        let volumes = pod.data["spec"]["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        volumes.iter().any(|known| known["persistentVolumeClaim"]["claimName"] == name)
+    };
+    if !pending || object.metadata.deletion_timestamp.is_some() || in_namespace(around, namespace).any(uses) {
+        return None;
+    }
+    Some(Health { code: HealthCode::Healthy, message: "no pod uses it yet".to_owned() })
+}
+
+fn in_namespace<'a>(around: &'a Around, namespace: &'a str) -> impl Iterator<Item = &'a DynamicObject> {
     let from = Key::new(namespace, "");
-    let mine =
-        around.pods.range(from..).take_while(|(key, _)| key.namespace == namespace).filter(|(_, pod)| {
-            let none = BTreeMap::new();
-            labels.matches(pod.metadata.labels.as_ref().unwrap_or(&none))
-                && pod.metadata.deletion_timestamp.is_none()
-        });
-    let pods: Vec<&DynamicObject> = mine.map(|(_, pod)| &**pod).collect();
+    let here = around.pods.range(from..).take_while(move |(key, _)| key.namespace == namespace);
+    here.map(|(_, pod)| &**pod)
+}
+
+/// The pods that a workload selects and that are not going away.
+pub(crate) fn pods_of<'a>(
+    kind: &str,
+    object: &DynamicObject,
+    namespace: &'a str,
+    around: &'a Around,
+) -> Vec<&'a DynamicObject> {
+    let selector = &object.data["spec"]["selector"];
+    let labels = match kind {
+        "ReplicationController" | "Service" => Labels::from_map(selector),
+        _ => Labels::from_selector(selector),
+    };
+    let Ok(labels) = labels else { return Vec::new() };
+    let none = BTreeMap::new();
+    let fits = |pod: &&DynamicObject| {
+        labels.matches(pod.metadata.labels.as_ref().unwrap_or(&none))
+            && pod.metadata.deletion_timestamp.is_none()
+    };
+    in_namespace(around, namespace).filter(fits).collect()
+}
+
+fn workload(own: Health, kind: &str, object: &DynamicObject, namespace: &str, around: &Around) -> Health {
+    let pods = pods_of(kind, object, namespace, around);
     let troubles: Vec<(bool, String)> = pods.iter().filter_map(|pod| trouble(pod)).collect();
     let failing = troubles.iter().find(|(failing, _)| *failing);
     let Some((_, first)) = failing.or(troubles.first()) else { return own };
-    let all_failing = troubles.len() == pods.len() && troubles.iter().all(|(failing, _)| *failing);
+    // A Job tries again by itself: only its own verdict ends it.
+    let all_failing =
+        kind != "Job" && troubles.len() == pods.len() && troubles.iter().all(|(failing, _)| *failing);
     let code = if all_failing { HealthCode::Degraded } else { own.code };
     let message = if own.message.is_empty() { first.clone() } else { format!("{}; {first}", own.message) };
     Health { code, message }
 }
 
 /// What keeps a pod from being ready: whether it fails rather than starts, and the sentence.
-fn trouble(pod: &DynamicObject) -> Option<(bool, String)> {
-    let status = &pod.data["status"];
+pub(crate) fn trouble(pod: &DynamicObject) -> Option<(bool, String)> {
+    let mut value = pod.data.clone();
+    value["apiVersion"] = "v1".into();
+    value["kind"] = "Pod".into();
+    let health = api::health::assess(&value)?;
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let say = |reason: &str, message: &str| match message {
-        "" => format!("pod {name}: {reason}"),
-        _ => format!("pod {name}: {reason}: {message}"),
-    };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let containers =
-        ["initContainerStatuses", "containerStatuses"].iter().filter_map(|list| status[*list].as_array());
-    for container in containers.flatten() {
-        let waiting = &container["state"]["waiting"];
-        let reason = text(&waiting["reason"]);
-        if reason.starts_with("Err") || reason.ends_with("Error") || reason.ends_with("BackOff") {
-            let mut message = text(&waiting["message"]);
-            if message.is_empty() {
-                message = last_end(container);
-            }
-            return Some((true, say(&reason, &message)));
-        }
-    }
-    if status["phase"] == "Failed" {
-        return Some((true, say("Failed", &text(&status["message"]))));
-    }
-    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let unscheduled =
-        conditions.iter().find(|known| known["type"] == "PodScheduled" && known["status"] == "False");
-    if let Some(condition) = unscheduled {
-        return Some((false, say(&text(&condition["reason"]), &text(&condition["message"]))));
-    }
-    None
-}
-
-fn last_end(container: &Value) -> String {
-    let last = &container["lastState"]["terminated"];
-    match (last["reason"].as_str(), last["exitCode"].as_i64()) {
-        (Some("OOMKilled"), _) => "killed for using more memory than its limit".to_owned(),
-        (_, Some(code)) => format!("the container ended with exit code {code}"),
-        _ => String::new(),
+    let unscheduled = pod.data["status"]["conditions"].as_array().is_some_and(|conditions| {
+        conditions.iter().any(|known| known["type"] == "PodScheduled" && known["status"] == "False")
+    });
+    match health.code {
+        HealthCode::Degraded => Some((true, format!("pod {name}: {}", health.message))),
+        HealthCode::Progressing if unscheduled => Some((false, format!("pod {name}: {}", health.message))),
+        _ => None,
     }
 }
 
@@ -170,15 +202,49 @@ mod tests {
         let deployment = object(json!({"metadata": {"name": "web", "namespace": "default"},
             "spec": {"selector": {"matchLabels": {"app": "web"}}}}));
         let progressing = Some(Health { code: HealthCode::Progressing, message: "0 of 2 ready".to_owned() });
-        let pull = json!({"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image x"}}}]});
+        let pull = json!({"containerStatuses": [{"name": "c", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image x"}}}]});
         let fine = json!({"phase": "Running"});
         let both = around(vec![pod("a", pull.clone()), pod("b", pull.clone())]);
         let health = assess("Deployment", progressing.clone(), &deployment, &both);
         assert_eq!(health.code, HealthCode::Degraded);
-        assert_eq!(health.message, "0 of 2 ready; pod a: ImagePullBackOff: no such image x");
+        assert_eq!(health.message, "0 of 2 ready; pod a: container c: ImagePullBackOff: no such image x");
         let one = around(vec![pod("a", pull), pod("b", fine)]);
         let health = assess("Deployment", progressing, &deployment, &one);
         assert_eq!(health.code, HealthCode::Progressing);
         assert!(health.message.contains("ImagePullBackOff"));
+    }
+
+    #[test]
+    fn a_route_to_nobody_and_a_claim_without_a_pod_are_told_apart() {
+        let ingress = |service: &str| {
+            object(
+                json!({"metadata": {"name": "i", "namespace": "default"}, "spec": {"rules": [{"http": {"paths": [{"backend": {"service": {"name": service}}}]}}]}}),
+            )
+        };
+        let code = |service: &str| assess("Ingress", None, &ingress(service), &around(vec![])).code;
+        assert_eq!((code("web"), code("nobody")), (HealthCode::Healthy, HealthCode::Progressing));
+        let claim = object(
+            json!({"metadata": {"name": "data", "namespace": "default"}, "status": {"phase": "Pending"}}),
+        );
+        let own = Some(Health { code: HealthCode::Progressing, message: String::new() });
+        let verdict =
+            |pods: Vec<Value>| assess("PersistentVolumeClaim", own.clone(), &claim, &around(pods)).code;
+        assert_eq!(verdict(vec![]), HealthCode::Healthy);
+        let mut user = pod("a", json!({}));
+        user["spec"] = json!({"volumes": [{"persistentVolumeClaim": {"claimName": "data"}}]});
+        assert_eq!(verdict(vec![user]), HealthCode::Progressing);
+    }
+
+    #[test]
+    fn a_crash_counts_at_once_and_memory_is_named() {
+        let set = object(
+            json!({"metadata": {"name": "web", "namespace": "default"}, "spec": {"selector": {"matchLabels": {"app": "web"}}}}),
+        );
+        let own = Some(Health { code: HealthCode::Progressing, message: "0 of 1 ready".to_owned() });
+        let oom = json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": false, "restartCount": 1,
+            "state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]});
+        let health = assess("StatefulSet", own, &set, &around(vec![pod("web-0", oom)]));
+        assert_eq!(health.code, HealthCode::Degraded);
+        assert!(health.message.contains("out of memory (exit code 137)"), "{}", health.message);
     }
 }

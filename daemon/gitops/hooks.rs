@@ -173,6 +173,7 @@ impl<'a> Runner<'a> {
     fn begin(&mut self, record: &mut HookStatus) {
         record.state = "Running".to_owned();
         record.message.clear();
+        record.evidence.clear();
         record.attempt += 1;
         record.started_at = self.now.to_string();
         record.finished_at.clear();
@@ -188,7 +189,10 @@ impl<'a> Runner<'a> {
         }
         match &hook.live {
             Some(live) if live.run.as_deref() == Some(&run) => match live.health.code {
-                HealthCode::Healthy | HealthCode::Degraded => self.finish(record, &live.health),
+                HealthCode::Healthy | HealthCode::Degraded => {
+                    record.evidence.clone_from(&live.evidence);
+                    self.finish(record, &live.health);
+                }
                 _ => record.message.clone_from(&live.health.message),
             },
             Some(live) => {

@@ -16,6 +16,8 @@ mod config;
 mod decide;
 mod diff;
 mod engine;
+mod evidence;
+mod explain;
 mod forecast;
 mod guard;
 mod health;
@@ -38,6 +40,7 @@ pub use check::{Findings, check};
 pub use config::{Application, Seconds};
 pub use diff::{Change, ChangeKind, Diff, FieldChange, PlannedHook};
 pub use engine::{Engine, Parts};
+pub use explain::{Explanation, Link};
 pub use forecast::{Effect, EffectKind};
 pub use policy::{Ignore, OnRemoval, Policy, Window};
 pub use status::{

@@ -87,6 +87,7 @@ impl Seen {
             health,
             prune: self.prune,
             run: self.run.clone(),
+            evidence: Vec::new(),
         }
     }
 }

@@ -84,6 +84,8 @@ pub(crate) struct Live {
     pub(crate) prune: Prune,
     /// The run of a hook that it was made for.
     pub(crate) run: Option<String>,
+    /// What its failing container said last.
+    pub(crate) evidence: Vec<String>,
 }
 
 /// What a dry run, or the last try, said of a wanted object.

@@ -93,17 +93,36 @@ pub struct HealthStatus {
     pub code: String,
     /// Empty when there is nothing to tell.
     pub message: String,
+    /// RFC 3339: since when the code is this one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub since: String,
+    /// What the failing container said last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
 }
 
 impl Default for HealthStatus {
     fn default() -> HealthStatus {
-        HealthStatus { code: "Unknown".to_owned(), message: String::new() }
+        HealthStatus::new("Unknown", "")
     }
 }
 
 impl From<&Health> for HealthStatus {
     fn from(health: &Health) -> HealthStatus {
-        HealthStatus { code: spell(health.code).to_owned(), message: health.message.clone() }
+        HealthStatus::new(spell(health.code), &health.message)
+    }
+}
+
+impl HealthStatus {
+    pub(crate) fn new(code: &str, message: &str) -> HealthStatus {
+        let (code, message) = (code.to_owned(), message.to_owned());
+        HealthStatus { code, message, since: String::new(), evidence: Vec::new() }
+    }
+
+    /// Since when it is so, given what was told before.
+    pub(crate) fn carry(&mut self, before: Option<&HealthStatus>, now: Timestamp) {
+        let same = before.filter(|before| before.code == self.code && !before.since.is_empty());
+        self.since = same.map_or_else(|| seconds(now), |before| before.since.clone());
     }
 }
 
@@ -269,6 +288,9 @@ pub struct HookStatus {
     /// Why.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// What it said last, when it failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
     /// From 1.
     pub attempt: u32,
     /// RFC 3339.

@@ -32,6 +32,11 @@ pub(crate) fn status(view: &View, round: &Round<'_>, now: Timestamp) -> Status {
         _ => None,
     }));
     defects.sort();
+    for object in &mut objects {
+        object.health.carry(known.get(&object.id()).map(|known| &known.health), now);
+    }
+    let mut worst = worst;
+    worst.carry(Some(&view.told.health), now);
     let mut status = Status { source: view.source.clone(), health: worst, defects, ..Status::default() };
     status.sync = sync(view, round, &objects, &status.defects);
     status.decisions = round.decisions.clone();
@@ -58,11 +63,13 @@ fn wanted_status(wanted: &Wanted, pending: &Pending<'_>, known: Option<&ObjectSt
             ("Failed", defect.message.clone())
         }
     };
-    let missing = |message: &str| HealthStatus { code: "Missing".to_owned(), message: message.to_owned() };
+    let missing = |message: &str| HealthStatus::new("Missing", message);
     let health = match (&wanted.live, &wanted.verdict) {
         (_, Verdict::Ended(health)) => HealthStatus::from(health),
-        (Some(live), _) => HealthStatus::from(&live.health),
-        (None, Verdict::Left) => HealthStatus { code: "Healthy".to_owned(), message: "not there".to_owned() },
+        (Some(live), _) => {
+            HealthStatus { evidence: live.evidence.clone(), ..HealthStatus::from(&live.health) }
+        }
+        (None, Verdict::Left) => HealthStatus::new("Healthy", "not there"),
         (None, Verdict::Failed(failure)) => missing(&failure.defect.message),
         (None, _) => missing("not created yet"),
     };
@@ -150,14 +157,12 @@ fn worst(view: &View, wanted: &[ObjectStatus]) -> HealthStatus {
         consider(health.code, gone.told.id().to_string(), health.message);
     }
     match worst {
-        Some((HealthCode::Healthy, _, _)) => {
-            HealthStatus { code: "Healthy".to_owned(), message: String::new() }
-        }
+        Some((HealthCode::Healthy, _, _)) => HealthStatus::new("Healthy", ""),
         None if view.sourced.snapshot.is_none() => HealthStatus::default(),
-        None => HealthStatus { code: "Healthy".to_owned(), message: String::new() },
+        None => HealthStatus::new("Healthy", ""),
         Some((code, what, message)) => {
             let message = if message.is_empty() { what } else { format!("{what}: {message}") };
-            HealthStatus { code: spell(code).to_owned(), message }
+            HealthStatus::new(spell(code), &message)
         }
     }
 }

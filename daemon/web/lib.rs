@@ -3,6 +3,7 @@
 //! Invariant: nothing is computed here that the API does not tell; the page, `/status` and `/events` show one view.
 //! Invariant: nothing is sent, and no timer runs, while nothing changes.
 
+mod detail;
 mod guard;
 mod html;
 mod images;
@@ -47,6 +48,9 @@ pub trait Actions: Send + Sync + 'static {
     fn decide(&self, application: String, decision: Decision) -> BoxFuture<'_, Result<Value, Refusal>>;
     /// What was pruned of an application and can be brought back: `gitops::Tombstone`s as JSON.
     fn pruned(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Why an object is as it is: `gitops::Explanation` as JSON.
+    fn explain(&self, kind: String, name: String, namespace: String)
+    -> BoxFuture<'_, Result<Value, Refusal>>;
     /// Looks at a repository, or at the source of an application, right now. How many sources that were.
     fn hurry(&self, name: &str) -> usize;
     /// The newest revision of the store.
@@ -144,6 +148,7 @@ impl fmt::Debug for Web {
 
 struct Room {
     node: Facts,
+    door: kube::Client,
     applications: BTreeSet<String>,
     eyes: Eyes,
     actions: Arc<dyn Actions>,
@@ -162,6 +167,7 @@ impl Web {
         eyes.listen(move || wake.send_modify(|count| *count += 1));
         let room = Room {
             node: parts.node,
+            door: parts.caches.client(),
             applications: parts.applications,
             eyes,
             actions: parts.actions,

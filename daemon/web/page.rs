@@ -10,6 +10,8 @@ use crate::view::{Application, Pod, View};
 
 /// Revisions of an application that are shown.
 const MOST_HISTORY: usize = 10;
+/// More applications than these are listed as tiles first.
+const FEW: usize = 2;
 
 /// The whole page.
 pub(crate) fn document(view: &View, node: &Facts, now: Timestamp) -> String {
@@ -50,12 +52,35 @@ fn draw(html: &mut Html, view: &View, node: &Facts, now: Timestamp) {
             .text(line)
             .raw("</p></div>");
     }
+    if view.applications.len() > FEW {
+        tiles(html, view);
+    }
     for app in &view.applications {
         application(html, app, now);
     }
     services(html, view);
     machines(html, view, now);
     events(html, view, now);
+}
+
+/// Many applications at one glance, the troubled first.
+fn tiles(html: &mut Html, view: &View) {
+    let mut all: Vec<&Application> = view.applications.iter().collect();
+    all.sort_by_key(|app| app.read.is_good());
+    html.raw("<nav class=\"tiles\">");
+    for app in all {
+        let status = &app.read;
+        html.raw("\n<a href=\"#app-")
+            .text(&encoded(&app.name))
+            .raw("\"><b>")
+            .text(&app.name)
+            .raw("</b><span>");
+        state(html, &status.sync.state);
+        state(html, &status.health.code);
+        html.raw("</span><small>").text(status.source.commit_message.lines().next().unwrap_or_default());
+        html.raw("</small></a>");
+    }
+    html.raw("</nav>");
 }
 
 fn title(view: &View, node: &Facts) -> String {
@@ -88,16 +113,22 @@ fn worst(view: &View) -> Tone {
 
 fn application(html: &mut Html, app: &Application, now: Timestamp) {
     let status = &app.read;
-    html.raw("\n<section><div class=\"top\"><h2>").text(&app.name).raw("</h2>");
+    html.raw("\n<section id=\"app-")
+        .text(&encoded(&app.name))
+        .raw("\"><div class=\"top\"><h2>")
+        .text(&app.name)
+        .raw("</h2>");
     state(html, &status.sync.state);
     state(html, &status.health.code);
     if app.followed {
-        html.raw("<form method=\"post\" action=\"/sync?application=").text(&encoded(&app.name));
-        html.raw(
-            "\"><button title=\"Look at the source and at everything live anew\">Sync now</button></form>",
-        );
+        html.raw("<span class=\"acts\"><a class=\"button\" href=\"/plan?application=")
+            .text(&encoded(&app.name));
+        html.raw("\">Plan</a>");
+        button(html, "/sync", app, "", "Sync now", "Look at the source and at everything live anew");
+        html.raw("</span>");
     }
     html.raw("</div>");
+    decisions(html, app);
     if !app.followed {
         html.raw("<p class=\"wait\">No longer declared in this node's configuration: what it made is left alone.</p>");
     }
@@ -122,8 +153,94 @@ fn application(html: &mut Html, app: &Application, now: Timestamp) {
         html.raw("</div>");
     }
     objects(html, app);
+    hooks(html, app);
     history(html, app, now);
     html.raw("</section>");
+}
+
+/// A form with one button. The path and words are ours.
+fn button(
+    html: &mut Html,
+    path: &'static str,
+    app: &Application,
+    more: &str,
+    word: &'static str,
+    hint: &'static str,
+) {
+    html.raw("<form method=\"post\" action=\"").raw(path).raw("?application=").text(&encoded(&app.name));
+    html.text(more).raw("\"><button title=\"").raw(hint).raw("\">").raw(word).raw("</button></form>");
+}
+
+/// What waits for a person's word, with the button that gives it.
+fn decisions(html: &mut Html, app: &Application) {
+    if !app.followed {
+        return;
+    }
+    let status = &app.read;
+    let waiting: Vec<&gitops::ObjectStatus> = status.objects.iter().filter(|object| object.confirm).collect();
+    if !waiting.is_empty() {
+        html.raw("\n<div class=\"ask\"><p><b>Waits for your word: what would go with it is lost</b></p><ul>");
+        for object in &waiting {
+            html.raw("<li>")
+                .text(&object.id().to_string())
+                .raw(" <span class=\"soft\">")
+                .text(&object.message)
+                .raw("</span></li>");
+        }
+        html.raw("</ul>");
+        button(html, "/confirm", app, "", "Confirm the deletion", "Delete them");
+        html.raw("</div>");
+    }
+    if let Some(pin) = &status.decisions.pinned {
+        html.raw("\n<div class=\"ask\"><p><b>");
+        html.raw(if pin.automatic { "Rolled back by the policy" } else { "Rolled back by hand" });
+        html.raw("</b> to <code>")
+            .text(short(&pin.revision))
+            .raw("</code>; the next commit is tried by itself.</p>");
+        for known in
+            status.decisions.quarantined.iter().filter(|known| known.revision == status.source.revision)
+        {
+            html.raw("<p>In quarantine: <code>")
+                .text(short(&known.revision))
+                .raw("</code> ")
+                .text(&known.reason)
+                .raw("</p>");
+        }
+        button(html, "/resume", app, "", "Try the newest again", "End the rollback");
+        html.raw("</div>");
+    } else if !status.sync.waits_for.is_empty() {
+        html.raw("\n<div class=\"ask\"><p>").text(&status.sync.waits_for).raw("</p>");
+        if status.sync.waits_for.contains("holdfast approve") {
+            button(html, "/approve", app, "", "Approve", "Let the newest revision through");
+        }
+        html.raw("</div>");
+    }
+}
+
+fn hooks(html: &mut Html, app: &Application) {
+    if app.read.hooks.is_empty() {
+        return;
+    }
+    html.raw("<table><thead><tr><th>Hook<th>Phase<th>State<th>Why<th>From</tr></thead><tbody>");
+    for hook in &app.read.hooks {
+        html.raw("\n<tr><td data-label=\"Hook\">");
+        object_link(html, &hook.kind, &hook.namespace, &hook.name, &hook.id().to_string());
+        html.raw("</td>");
+        cell(html, "<td class=\"short\" data-label=\"Phase\">", &hook.phase);
+        html.raw("<td class=\"short\" data-label=\"State\">");
+        state(html, &hook.state);
+        html.raw("</td>");
+        cell(html, "<td data-label=\"Why\">", &hook.message);
+        cell(html, "<td class=\"from\" data-label=\"From\">", &place(&hook.file, hook.line, 0));
+        html.raw("</tr>");
+    }
+    html.raw("</tbody></table>");
+}
+
+/// A link to the page of an object.
+pub(crate) fn object_link(html: &mut Html, kind: &str, namespace: &str, name: &str, shown: &str) {
+    html.raw("<a href=\"/object?kind=").text(&encoded(kind)).raw("&amp;namespace=").text(&encoded(namespace));
+    html.raw("&amp;name=").text(&encoded(name)).raw("\">").text(shown).raw("</a>");
 }
 
 fn sentence(html: &mut Html, text: &str) {
@@ -185,13 +302,18 @@ fn objects(html: &mut Html, app: &Application) {
     for object in &app.read.objects {
         cell(html, "\n<tr><td class=\"short\" data-label=\"Kind\">", &object.kind);
         cell(html, "<td class=\"short\" data-label=\"Namespace\">", &object.namespace);
-        cell(html, "<td data-label=\"Name\">", &object.name);
-        html.raw("<td class=\"short\" data-label=\"In sync\">");
+        html.raw("<td data-label=\"Name\">");
+        object_link(html, &object.kind, &object.namespace, &object.name, &object.name);
+        html.raw("</td><td class=\"short\" data-label=\"In sync\">");
         state(html, &object.sync);
         html.raw("</td><td class=\"short\" data-label=\"Health\">");
         state(html, &object.health.code);
         html.raw("</td>");
-        cell(html, "<td data-label=\"Why\">", &why(object));
+        html.raw("<td data-label=\"Why\">").text(&why(object));
+        if !object.health.evidence.is_empty() {
+            html.raw("<pre>").text(&object.health.evidence.join("\n")).raw("</pre>");
+        }
+        html.raw("</td>");
         cell(html, "<td class=\"from\" data-label=\"From\">", &place(&object.file, object.line, 0));
         html.raw("</tr>");
     }
@@ -216,7 +338,9 @@ fn history(html: &mut Html, app: &Application, now: Timestamp) {
         return;
     }
     html.raw("<details id=\"history-").text(&app.name).raw("\"><summary>History</summary>");
-    html.raw("<table><thead><tr><th>Revision<th>Commit<th>Begun<th>Took<th>Result</tr></thead><tbody>");
+    html.raw(
+        "<table><thead><tr><th>Revision<th>Commit<th>Begun<th>Took<th>Did<th>Result<th></tr></thead><tbody>",
+    );
     for entry in app.read.history.iter().rev().take(MOST_HISTORY) {
         html.raw("\n<tr><td class=\"short\" data-label=\"Revision\"><code>").text(short(&entry.revision));
         html.raw("</code></td><td data-label=\"Commit\">");
@@ -228,13 +352,68 @@ fn history(html: &mut Html, app: &Application, now: Timestamp) {
         since(html, begun, now);
         html.raw(" ago</span></td>");
         let took = begun.zip(ended).map(|(begun, ended)| took(ended.duration_since(begun).as_millis()));
-        cell(html, "<td class=\"short\" data-label=\"Took\">", &took.unwrap_or_default());
+        html.raw("<td class=\"short\" data-label=\"Took\"");
+        let phases: Vec<String> = entry
+            .phases
+            .iter()
+            .filter(|phase| phase.milliseconds > 0)
+            .map(|phase| format!("{} {}", phase.name, self::took(i128::from(phase.milliseconds))))
+            .collect();
+        html.raw(" title=\"")
+            .text(&phases.join(", "))
+            .raw("\">")
+            .text(&took.unwrap_or_default())
+            .raw("</td>");
+        html.raw("<td data-label=\"Did\">");
+        did(html, entry);
+        html.raw("</td>");
         html.raw("<td data-label=\"Result\">");
         let (word, rest) = entry.result.split_once(": ").unwrap_or((&entry.result, ""));
         state(html, if word.is_empty() { "Progressing" } else { word });
-        html.raw(" ").text(rest).raw("</td></tr>");
+        html.raw(" ").text(rest);
+        if !entry.trigger.is_empty() {
+            html.raw(" <span class=\"soft\">").text(&entry.trigger).raw("</span>");
+        }
+        html.raw("</td><td class=\"short\">");
+        if app.followed && entry.revision != app.read.sync.revision {
+            let more = format!("&revision={}", encoded(&entry.revision));
+            button(
+                html,
+                "/rollback",
+                app,
+                &more,
+                "Roll back to it",
+                "Self-healing goes on; the next commit is tried",
+            );
+        }
+        html.raw("</td></tr>");
     }
     html.raw("</tbody></table></details>");
+}
+
+/// What a sync did, counted; the objects at a closer look.
+fn did(html: &mut Html, entry: &gitops::RevisionStatus) {
+    let tally = &entry.did;
+    let counts = [
+        (tally.created, "created"),
+        (tally.changed, "changed"),
+        (tally.pruned, "pruned"),
+        (tally.failed, "failed"),
+    ];
+    let words: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    if words.is_empty() {
+        return;
+    }
+    let lines: Vec<String> = entry
+        .objects
+        .iter()
+        .map(|object| format!("{} {} {}", object.did, object.object, object.message))
+        .collect();
+    html.raw("<span title=\"").text(&lines.join("\n")).raw("\">").text(&words.join(", ")).raw("</span>");
 }
 
 fn services(html: &mut Html, view: &View) {
@@ -371,9 +550,9 @@ impl Tone {
 
 fn tone(word: &str) -> Tone {
     match word {
-        "Synced" | "Healthy" | "Running" | "Succeeded" | "Ready" => Tone::Ok,
+        "Synced" | "Healthy" | "Running" | "Succeeded" | "Ready" | "Skipped" => Tone::Ok,
         "OutOfSync" | "Progressing" | "Pruning" | "Missing" | "Pending" | "ContainerCreating"
-        | "PodInitializing" | "Terminating" | "Suspended" | "Superseded" => Tone::Wait,
+        | "PodInitializing" | "Terminating" | "Suspended" | "Superseded" | "Waiting" => Tone::Wait,
         "" | "Unknown" => Tone::Dim,
         // Degraded, Failed, NotReady and every reason for which a container does not run.
         _ => Tone::Bad,
@@ -422,7 +601,7 @@ fn short(revision: &str) -> &str {
     if hash { &revision[..7] } else { revision }
 }
 
-fn place(file: &str, line: u32, column: u32) -> String {
+pub(crate) fn place(file: &str, line: u32, column: u32) -> String {
     match (line, column) {
         (0, _) => file.to_owned(),
         (line, 0) => format!("{file}:{line}"),
@@ -430,7 +609,7 @@ fn place(file: &str, line: u32, column: u32) -> String {
     }
 }
 
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     text.bytes()
         .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::{self, Process};
-use crate::{Decision, Refusal, Room, guard, images, page, views};
+use crate::{Decision, Refusal, Room, detail, guard, images, page, views};
 
 /// A comment keeps a silent stream open through proxies, which cut after a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(50);
@@ -62,6 +62,9 @@ pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
         .route("/resume", post(|app, which, headers| decide(app, which, headers, "resume")))
         .route("/undo", post(|app, which, headers| decide(app, which, headers, "undo")))
         .route("/pruned", get(pruned))
+        .route("/explain", get(explain))
+        .route("/object", get(object))
+        .route("/plan", get(plan))
         .route("/webhook/{name}", post(webhook))
         .merge(images::routes())
         .fallback(|| async { refuse(404, "there is nothing here; the status page is at /") })
@@ -238,6 +241,46 @@ async fn decide(
     info!(%application, ?decision, "a person decided");
     match app.room.actions.decide(application, decision).await {
         Ok(told) => done(&headers, told),
+        Err(refusal) => refuse(refusal.status, &refusal.message),
+    }
+}
+
+#[derive(Deserialize)]
+struct Object {
+    kind: String,
+    name: String,
+    #[serde(default)]
+    namespace: String,
+}
+
+async fn explain(State(app): State<App>, Query(object): Query<Object>) -> Response {
+    answer(app.room.actions.explain(object.kind, object.name, object.namespace).await)
+}
+
+fn page_of(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], text).into_response()
+}
+
+/// One object: why it is as it is, what is live, what it said.
+async fn object(State(app): State<App>, Query(object): Query<Object>) -> Response {
+    let told =
+        app.room.actions.explain(object.kind.clone(), object.name.clone(), object.namespace.clone()).await;
+    let told = match told {
+        Ok(told) => told,
+        Err(refusal) => return refuse(refusal.status, &refusal.message),
+    };
+    let found = detail::read(&app.room.door, &told).await;
+    page_of(detail::object(&told, &found, &app.room.node, (app.room.now)()))
+}
+
+/// What a sync would do, as a page.
+async fn plan(State(app): State<App>, Query(which): Query<Which>) -> Response {
+    let application = match one(&app.room, &which) {
+        Ok(application) => application,
+        Err(refusal) => return refuse(refusal.status, &refusal.message),
+    };
+    match app.room.actions.diff(application).await {
+        Ok(plan) => page_of(detail::plan(&plan, &app.room.node, (app.room.now)())),
         Err(refusal) => refuse(refusal.status, &refusal.message),
     }
 }

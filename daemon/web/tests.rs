@@ -46,6 +46,15 @@ impl Actions for Asked {
     fn pruned(&self, _: String) -> BoxFuture<'_, Result<Value, Refusal>> {
         Box::pin(async { Ok(json!([])) })
     }
+    fn explain(&self, kind: String, name: String, _: String) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move {
+            Ok(
+                json!({"object": {"kind": kind, "name": name, "namespace": "default"}, "application": "demo", "summary": "<no> database",
+                "links": [{"depth": 0, "what": "application demo", "state": "ok", "says": "Synced"},
+                    {"depth": 1, "what": "container c", "state": "bad", "says": "ended", "lines": ["no database"]}]}),
+            )
+        })
+    }
     fn hurry(&self, name: &str) -> usize {
         usize::from(name == "demo")
     }
@@ -415,4 +424,43 @@ async fn the_stream_tells_changes_and_ends_with_the_node() {
     assert!(text().await.contains("demo is not there yet"));
     stop.cancel();
     assert!(body.next().await.is_none());
+}
+
+#[tokio::test]
+async fn an_object_and_a_plan_have_pages_in_which_nothing_is_markup() {
+    let world = World::new().await;
+    let (status, page) = world.ask(Request::get("/object?kind=Pod&name=web&namespace=default"), "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("&lt;no&gt; database") && page.contains("container c"), "{page}");
+    let (status, page) = world.ask(Request::get("/plan?application=demo"), "").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(page.contains("Nothing to do"), "{page}");
+    let plan = json!({"application": "<b>", "waits": "<i>", "hooks": [], "changes": [{"kind": "change", "object": {"kind": "X", "name": "\"><script>"},
+        "fields": [{"path": "<u>", "old": "<s>", "new": 3}], "effects": [{"kind": "data", "message": "<q>", "pods": ["<em>"]}]}]});
+    let page = detail::plan(&plan, &facts(), Timestamp::UNIX_EPOCH);
+    for tag in ["<b><", "<i>", "<script>", "<u>", "<s>", "<q>", "<em>"] {
+        assert!(!page.contains(tag), "{tag} in {page}");
+    }
+}
+
+#[tokio::test]
+async fn decisions_reach_the_engine_and_a_browser_goes_back_to_the_page() {
+    let world = World::new().await;
+    for path in [
+        "/confirm",
+        "/approve",
+        "/resume",
+        "/undo?object=configmap/a",
+        "/rollback?application=demo&revision=abc",
+    ] {
+        let (status, _) = world.ask(Request::post(path), "").await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{path}");
+    }
+    let asked = world.asked.0.lock().unwrap().join("; ");
+    let expected = "Confirm demo; Approve demo; Resume demo; Undo(Some(\"configmap/a\")) demo; RollBack(Some(\"abc\")) demo";
+    assert_eq!(asked, expected);
+    let (status, _) = world.ask(Request::post("/confirm").header("accept", "text/html"), "").await;
+    assert_eq!(status, StatusCode::SEE_OTHER);
+    let (status, _) = world.ask(Request::post("/confirm").header("sec-fetch-site", "cross-site"), "").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
 }

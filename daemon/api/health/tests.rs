@@ -351,3 +351,24 @@ fn the_worst_speaks_for_all() {
     );
     assert_eq!(serde_json::to_value(Degraded).unwrap(), json!("Degraded"));
 }
+
+#[test]
+fn every_kind_that_can_fail_has_a_rule() {
+    let with = |conditions: Value| json!({"status": {"conditions": conditions}});
+    let definition = "apiextensions.k8s.io/v1";
+    let kind = "CustomResourceDefinition";
+    check(definition, kind, json!({}), Progressing, "is being made known");
+    check(definition, kind, with(json!([{"type": "Established", "status": "True"}])), Healthy, "served");
+    let taken = json!([{"type": "NamesAccepted", "status": "False", "message": "plural is taken"}]);
+    check(definition, kind, with(taken), Degraded, "its names are not accepted: plural is taken");
+    let scaler = ("autoscaling/v2", "HorizontalPodAutoscaler");
+    check(scaler.0, scaler.1, json!({}), Progressing, "has not measured yet");
+    let blind = json!([{"type": "AbleToScale", "status": "True"},
+        {"type": "ScalingActive", "status": "False", "reason": "FailedGetResourceMetric", "message": "no metrics"}]);
+    check(scaler.0, scaler.1, with(blind), Degraded, "no metrics");
+    let phase = |phase: &str| json!({"status": {"phase": phase, "message": "busy"}});
+    check("v1", "PersistentVolume", phase("Failed"), Degraded, "could not be reclaimed: busy");
+    check("v1", "PersistentVolume", phase("Available"), Healthy, "free");
+    let service = json!([{"type": "Available", "status": "False", "message": "no answer"}]);
+    check("apiregistration.k8s.io/v1", "APIService", with(service), Progressing, "no answer");
+}

@@ -33,6 +33,7 @@ fn live(code: HealthCode) -> Option<Live> {
         health,
         prune: Prune::Guarded,
         run: None,
+        evidence: Vec::new(),
     })
 }
 
