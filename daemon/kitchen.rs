@@ -11,8 +11,8 @@ use images::{Bind, Program, Ran, Runner, Said};
 use nix::sys::stat::Mode;
 use runtime::linux::{Config, LinuxRuntime};
 use runtime::{
-    ContainerSpec, DEFAULT_CAPABILITIES, MASKED_PATHS, Mount, MountKind, Phase, Propagation, READONLY_PATHS,
-    Runtime, SandboxSpec,
+    ContainerSpec, DEFAULT_CAPABILITIES, MASKED_PATHS, Mount, MountKind, Phase, READONLY_PATHS, Runtime,
+    SandboxSpec,
 };
 use tokio::net::unix::pipe;
 use tokio::sync::OnceCell;
@@ -196,7 +196,7 @@ fn container(program: Program, log_path: PathBuf) -> ContainerSpec {
         source: bind.source.unwrap_or_default(),
         target: bind.target,
         read_only: bind.read_only,
-        propagation: Propagation::Private,
+        ..Mount::default()
     });
     ContainerSpec {
         name: CONTAINER.to_owned(),

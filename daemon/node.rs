@@ -563,13 +563,11 @@ pub(crate) async fn take_down(config: &Config, places: &Places) -> Result<(), No
     runtime?.remove_all().await.map_err(room("the runtime"))?;
     Kitchen::clear(kitchen::config(config, places), SHIM).await.map_err(room("the runtime of builds"))?;
     network.map_err(room("the network"))?.remove_all().await.map_err(room("the network"))?;
-    for path in [places.dir("pods"), places.memory()] {
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(NodeError::Directory { attempt: "remove", path, source });
-            }
-            _ => {}
-        }
-    }
+    let path = places.dir("pods");
+    kubelet::remove_files(&path, &places.memory()).map_err(|source| NodeError::Directory {
+        attempt: "remove",
+        path,
+        source,
+    })?;
     Ok(())
 }

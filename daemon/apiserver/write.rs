@@ -272,7 +272,9 @@ impl Asked<'_> {
         }
         schema::defaults(kind, &mut new);
         strategy::update(self.inner, kind, old, &mut new)?;
-        if new.get("spec").is_some() && strategy::wanted_state_differs(old, &new) {
+        // A binding is where the pod runs, not what is wanted of it.
+        let counts = self.subresource() != Some("binding") && new.get("spec").is_some();
+        if counts && strategy::wanted_state_differs(old, &new) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata(&mut new).insert("generation".to_owned(), generation.into());
         }

@@ -1,24 +1,32 @@
 //! Does what the plan of a pod says.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client::{Cache, Key, Recorder, Weight, is_not_found};
 use images::{Image, Reference};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, ContainerStatus, Pod, PodStatus, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
-use runtime::{Resources, SandboxSpec};
+use runtime::{PidNamespace, SandboxSpec};
 use serde_json::json;
 use tracing::debug;
 
 use crate::Parts;
-use crate::book::{Book, FailedStart, Probed};
-use crate::files::{self, Files, Places};
+use crate::asking::Asker;
+use crate::book::{Book, FailedStart, FilesProblem, MustRestart, Probed};
+use crate::ending::Window;
+use crate::etc;
+use crate::files::{Files, Places};
 use crate::plan::{Step, View};
 use crate::probes::Wanted;
 use crate::spec::{self, Ground};
+use crate::tokens::Tokens;
+use crate::{resize, rules, volumes};
 
 /// Pulls and starts that fail are tried again after this, doubling up to five minutes.
 const LONGEST_WAIT_SECONDS: i64 = 300;
@@ -37,14 +45,21 @@ pub(crate) struct Kubelet {
     pub(crate) pods: Cache<Pod>,
     pub(crate) config_maps: Cache<ConfigMap>,
     pub(crate) secrets: Cache<Secret>,
+    pub(crate) services: Cache<Service>,
+    /// None where the API server does not serve them.
+    pub(crate) claims: Option<Cache<PersistentVolumeClaim>>,
+    pub(crate) volumes: Option<Cache<PersistentVolume>>,
+    pub(crate) tokens: Mutex<Tokens>,
     /// Where a pod of a uid is, for pods that were ever bound here.
     pub(crate) keys: Mutex<BTreeMap<String, Key>>,
     pub(crate) events: Recorder,
     pub(crate) probing: Mutex<BTreeMap<String, Vec<Probing>>>,
-    pub(crate) http: reqwest::Client,
+    pub(crate) asker: Asker,
     /// As at the start of the daemon; pods made later get the machine's resolvers of then.
     host_resolv_conf: String,
+    host_hosts: String,
     pub(crate) machine_memory_bytes: i64,
+    pub(crate) machine_disk_bytes: i64,
 }
 
 /// What went wrong with one pod.
@@ -58,30 +73,33 @@ pub(crate) enum Error {
     Files { attempt: &'static str, pod: String, source: std::io::Error },
     #[error("{attempt} pod {pod}")]
     Api { attempt: &'static str, pod: String, source: kube::Error },
+    #[error("start sandbox of pod {pod}: {why}")]
+    Refused { pod: String, why: String },
     #[error("pod {pod} is not here any more")]
     Gone { pod: String },
 }
 
 impl Kubelet {
     pub(crate) fn new(parts: Parts, queue: Queue<String>, tasks: &Tasks) -> Kubelet {
-        // Certificates are not verified, as documented for HTTPS probes; the pod is asked, nothing is told to it.
-        let http = reqwest::Client::builder()
-            .pool_max_idle_per_host(0)
-            .danger_accept_invalid_certs(true)
-            .no_proxy()
-            .build();
+        let served = |kind| api::kinds::by_kind("v1", kind).is_some();
         Kubelet {
             queue,
             book: Book::default(),
             pods: parts.caches.of(),
             config_maps: parts.caches.of(),
             secrets: parts.caches.of(),
+            services: parts.caches.of(),
+            claims: served("PersistentVolumeClaim").then(|| parts.caches.of()),
+            volumes: served("PersistentVolume").then(|| parts.caches.of()),
+            tokens: Mutex::default(),
             keys: Mutex::default(),
             events: Recorder::new(parts.caches.client(), "kubelet", parts.clock, tasks.token()),
             probing: Mutex::default(),
-            http: http.expect("the options of this client are fixed"),
+            asker: Asker::new(),
             host_resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            host_hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
             machine_memory_bytes: crate::machine::memory_bytes(),
+            machine_disk_bytes: crate::machine::disk_bytes(&parts.pods_dir),
             parts,
         }
     }
@@ -90,6 +108,11 @@ impl Kubelet {
         self.pods.synced().await;
         self.config_maps.synced().await;
         self.secrets.synced().await;
+        self.services.synced().await;
+        if let (Some(claims), Some(volumes)) = (&self.claims, &self.volumes) {
+            claims.synced().await;
+            volumes.synced().await;
+        }
     }
 
     pub(crate) fn places(&self, uid: &str) -> Places {
@@ -105,7 +128,7 @@ impl Kubelet {
         (pod.metadata.uid.as_deref() == Some(uid) && ours).then_some(pod)
     }
 
-    fn must(&self, uid: &str) -> Result<Arc<Pod>, Error> {
+    pub(crate) fn must(&self, uid: &str) -> Result<Arc<Pod>, Error> {
         self.pod(uid).ok_or_else(|| Error::Gone { pod: uid.to_owned() })
     }
 
@@ -115,29 +138,43 @@ impl Kubelet {
 
     /// The files of a pod as they are to be, or what is missing for them.
     pub(crate) fn files(&self, pod: &Pod, uid: &str) -> Result<Files, String> {
-        let names = files::Names {
+        let names = etc::Names {
             dns: self.parts.network.addresses().dns.to_string(),
             host_resolv_conf: self.host_resolv_conf.clone(),
+            host_hosts: self.host_hosts.clone(),
             ip: self.facts(uid).pod_ip,
         };
-        files::wanted(pod, &self.sources(), &self.facts(uid), &names)
+        volumes::wanted(pod, &self.sources(uid), &self.facts(uid), &names)
     }
 
     async fn start_sandbox(&self, uid: &str) -> Result<(), Error> {
         let pod = self.must(uid)?;
         let meta = &pod.metadata;
         let label = |value: &Option<String>| value.clone().unwrap_or_default();
+        let of = pod.spec.as_ref();
+        let is = |field: Option<bool>| field == Some(true);
+        let pids = match of {
+            Some(of) if is(of.host_pid) => PidNamespace::Host,
+            Some(of) if is(of.share_process_namespace) => PidNamespace::Sandbox,
+            _ => PidNamespace::Container,
+        };
+        let hostname = match etc::kernel_hostname(&pod) {
+            Ok(hostname) => hostname,
+            Err(problem) => return self.no_sandbox(uid, &pod, &problem),
+        };
         let spec = SandboxSpec {
             id: uid.to_owned(),
-            hostname: files::hostname(&pod),
+            hostname,
             labels: BTreeMap::from([
                 ("namespace".to_owned(), label(&meta.namespace)),
                 ("name".to_owned(), label(&meta.name)),
                 ("uid".to_owned(), uid.to_owned()),
             ]),
-            host_network: crate::plan::on_host_network(&pod),
+            host_network: rules::is_host_network(&pod),
             sysctls: BTreeMap::new(),
-            resources: Resources::default(),
+            pids,
+            host_ipc: of.is_some_and(|of| is(of.host_ipc)),
+            resources: crate::resources::of_pod(&pod, self.parts.config.pod_pids),
             log_dir: self.log_dir(&pod),
         };
         let outcome = self.parts.runtime.start_sandbox(spec).await;
@@ -152,11 +189,55 @@ impl Kubelet {
             );
         }
         outcome.map_err(|source| Error::Runtime { attempt: "start sandbox", pod: name(&pod), source })?;
-        if !crate::plan::on_host_network(&pod) {
+        if !rules::is_host_network(&pod) {
             self.attach(uid).await?;
         }
         self.queue.wake(uid.to_owned());
         Ok(())
+    }
+
+    /// A sandbox that cannot be as the pod wants it.
+    fn no_sandbox(&self, uid: &str, pod: &Pod, problem: &str) -> Result<(), Error> {
+        let message = format!("Failed to create pod sandbox: {problem}");
+        if self.book.write(uid, |notes| notes.sandbox_problem = Some(problem.to_owned())) {
+            self.events.tell(pod, Weight::Warning, "FailedCreatePodSandBox", &message);
+        }
+        Err(Error::Refused { pod: name(pod), why: problem.to_owned() })
+    }
+
+    /// The layers of the images that the pod's volumes are made of, as far as they are here.
+    fn volume_images(&self, pod: &Pod) -> BTreeMap<String, Vec<std::path::PathBuf>> {
+        let named = volumes::images(pod).into_iter();
+        named.filter_map(|(name, _)| Some((name.clone(), self.image(&name)?.layers.clone()))).collect()
+    }
+
+    /// Gives a running container, and its pod, the resources that the spec names now.
+    async fn resize(&self, uid: &str, container: &str, attempt: u32) -> Result<(), Error> {
+        let pod = self.must(uid)?;
+        let Some(member) = rules::find(&pod, container) else { return Ok(()) };
+        let bounds = crate::resources::of_container(&pod, &member.container, self.machine_memory_bytes);
+        let of_pod = crate::resources::of_pod(&pod, self.parts.config.pod_pids);
+        let runtime = &self.parts.runtime;
+        // The pod's bounds go first where they grow and last where they shrink: the kernel refuses the other order.
+        let grown = runtime.resize_sandbox(uid, &of_pod).await;
+        let outcome = match runtime.resize_container(uid, container, attempt, &bounds).await {
+            Ok(()) if grown.is_err() => runtime.resize_sandbox(uid, &of_pod).await,
+            outcome => outcome,
+        };
+        let problem = outcome.as_ref().err().map(|error| reconcile::chain(error));
+        if problem.is_none() {
+            let message = format!("Container {container} was resized in place");
+            self.events.tell_of(reference(&pod, container), Weight::Normal, "ResizeCompleted", &message);
+        }
+        self.book.write(uid, |notes| {
+            if problem.is_none() {
+                let given = resize::resizable(member.container.resources.as_ref());
+                notes.applied.insert(container.to_owned(), (attempt, given));
+            }
+            notes.resize_problem.clone_from(&problem);
+        });
+        self.queue.wake(uid.to_owned());
+        outcome.map_err(|source| Error::Runtime { attempt: "resize a container", pod: name(&pod), source })
     }
 
     async fn attach(&self, uid: &str) -> Result<(), Error> {
@@ -181,85 +262,100 @@ impl Kubelet {
         let written = tokio::task::spawn_blocking(move || places.write(&files))
             .await
             .expect("writing files does not panic");
-        let problem = written.as_ref().err().map(ToString::to_string);
+        let why = written.as_ref().err().map(ToString::to_string);
+        let tries = self.book.notes(uid).files_problem.map_or(0, |problem| problem.tries);
+        let again = self.parts.clock.now() + wait(tries, 1);
         self.book.write(uid, |notes| {
-            notes.files_hold = problem.is_none().then_some(hash);
-            notes.files_problem.clone_from(&problem);
+            notes.files_hold = if why.is_none() { Some(hash) } else { notes.files_hold };
+            notes.files_problem = why.clone().map(|why| FilesProblem { why, tries: tries + 1, again });
         });
-        if let Some(problem) = &problem {
-            self.events.tell(&*pod, Weight::Warning, "FailedMount", &format!("set up volumes: {problem}"));
-        }
+        self.queue.wake(uid.to_owned());
+        // Ends the round: nothing starts without its files. When they are tried again is the plan's to say.
         written.map_err(|source| Error::Files { attempt: "set up volumes", pod: name(&pod), source })
     }
 
-    async fn start(self: &Arc<Self>, uid: &str, container: &str, attempt: u32) -> Result<(), Error> {
+    async fn start(
+        self: &Arc<Self>,
+        uid: &str,
+        container: &str,
+        attempt: u32,
+        streak: u32,
+    ) -> Result<(), Error> {
         let pod = self.must(uid)?;
-        let started = self.try_start(&pod, uid, container, attempt).await;
-        match started {
+        let hook = rules::find(&pod, container).is_some_and(|member| {
+            member.container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some())
+        });
+        self.book.write(uid, |notes| {
+            notes.streaks.insert(container.to_owned(), (attempt, streak));
+            notes.stops.remove(container);
+            // Noted before it runs: the runtime may tell of it before this call returns.
+            if hook {
+                notes.post_starts.insert(container.to_owned(), attempt);
+            }
+        });
+        let about = || reference(&pod, container);
+        match self.try_start(&pod, uid, container, attempt).await {
             Ok(()) => {
-                let image = find(&pod, container).and_then(|found| found.image.clone()).unwrap_or_default();
+                let image = rules::find(&pod, container).and_then(|found| found.container.image.clone());
+                let image = image.unwrap_or_default();
                 if !self.book.notes(uid).pulls.contains_key(&image) {
                     let message = format!("Container image {image:?} already present on machine");
-                    self.events.tell_of(reference(&pod, container), Weight::Normal, "Pulled", &message);
+                    self.events.tell_of(about(), Weight::Normal, "Pulled", &message);
                 }
-                self.events.tell_of(
-                    reference(&pod, container),
-                    Weight::Normal,
-                    "Created",
-                    &format!("Created container: {container}"),
-                );
+                let message = format!("Created container: {container}");
+                self.events.tell_of(about(), Weight::Normal, "Created", &message);
                 self.book.write(uid, |notes| {
                     notes.failed_starts.remove(container);
-                    notes.unhealthy.remove(container);
                     notes.probes.insert(container.to_owned(), Probed { attempt, ..Probed::default() });
+                    let found = rules::find(&pod, container);
+                    let given = found.as_ref().and_then(|found| found.container.resources.as_ref());
+                    notes.applied.insert(container.to_owned(), (attempt, resize::resizable(given)));
                 });
-                self.events.tell_of(
-                    reference(&pod, container),
-                    Weight::Normal,
-                    "Started",
-                    &format!("Started container {container}"),
-                );
+                let message = format!("Started container {container}");
+                self.events.tell_of(about(), Weight::Normal, "Started", &message);
                 self.after_start(uid, &pod, container, attempt);
             }
-            Err((reason, message)) => {
-                let tries =
-                    self.book.notes(uid).failed_starts.get(container).map_or(0, |failed| failed.tries);
-                let again = self.parts.clock.now() + wait(tries, self.parts.config.crash_backoff_seconds);
-                let failed = FailedStart { reason, message: message.clone(), tries: tries + 1, again };
-                self.book.write(uid, |notes| drop(notes.failed_starts.insert(container.to_owned(), failed)));
-                self.events.tell_of(
-                    reference(&pod, container),
-                    Weight::Warning,
-                    "Failed",
-                    &format!("Error: {message}"),
-                );
-            }
+            Err(problem) => self.not_started(uid, &pod, (container, attempt), problem),
         }
         self.queue.wake(uid.to_owned());
         Ok(())
     }
 
-    /// Starts an attempt; the error is the reason and message that the container's status shows.
-    async fn try_start(
+    /// Notes an attempt that did not become a running program.
+    fn not_started(&self, uid: &str, pod: &Pod, state: (&str, u32), problem: Problem) {
+        let (container, attempt) = state;
+        let at = self.parts.clock.now();
+        let tries = self.book.notes(uid).failed_starts.get(container).map_or(0, |failed| failed.tries);
+        let again = at + wait(tries, self.parts.config.crash_backoff_seconds);
+        let (code, message) = match problem {
+            Problem::Container { code, message } => (Some(code), message),
+            Problem::Machine { message } => (None, message),
+        };
+        let told = format!("Error: {message}");
+        let failed = FailedStart { attempt, message, at, code, again, tries: tries + 1 };
+        self.book.write(uid, |notes| {
+            notes.failed_starts.insert(container.to_owned(), failed);
+            notes.post_starts.remove(container);
+        });
+        self.events.tell_of(reference(pod, container), Weight::Warning, "Failed", &told);
+    }
+
+    /// Everything the runtime has to know of an attempt, or what its configuration lacks.
+    pub(crate) fn container_spec(
         &self,
         pod: &Pod,
         uid: &str,
-        container: &str,
+        member: &rules::Member<'_>,
         attempt: u32,
-    ) -> Result<(), (&'static str, String)> {
-        let config = |message: String| ("CreateContainerConfigError", message);
-        let found =
-            find(pod, container).ok_or_else(|| config(format!("container {container} is not in the pod")))?;
-        let image_name = found.image.as_deref().unwrap_or_default();
-        let image = self
-            .image(image_name)
-            .ok_or_else(|| config(format!("image {image_name:?} has left this node")))?;
+    ) -> Result<runtime::ContainerSpec, String> {
+        let container = &member.container;
+        let image_name = container.image.as_deref().unwrap_or_default();
+        let image =
+            self.image(image_name).ok_or_else(|| format!("image {image_name:?} has left this node"))?;
         let facts = self.facts(uid);
-        let env = crate::env::variables(pod, found, &self.sources(), &facts).map_err(config)?;
-        let files = self.files(pod, uid).map_err(config)?;
+        let env = crate::env::variables(pod, container, &self.sources(uid), &facts)?;
+        let files = self.files(pod, uid)?;
         let places = self.places(uid);
-        let words = places.last_words(container, attempt);
-        std::fs::write(&words, "").map_err(|error| config(format!("create {}: {error}", words.display())))?;
         let ground = Ground {
             pod,
             image: &image,
@@ -267,15 +363,32 @@ impl Kubelet {
             files: &files,
             places: &places,
             machine_memory_bytes: self.machine_memory_bytes,
-            log_path: self.log_path(pod, container, attempt),
+            log_path: self.log_path(pod, &container.name, attempt),
             log_max_bytes: self.parts.config.log_mib << 20,
             log_files: self.parts.config.log_files,
+            pid_of: member.target.map(str::to_owned),
+            volume_images: self.volume_images(pod),
         };
-        let spec = spec::container(&ground, found, attempt).map_err(config)?;
-        self.parts.runtime.start_container(uid, spec).await.map(|_| ()).map_err(|error| match &error {
-            runtime::Error::Start { reason, .. } => ("RunContainerError", reason.clone()),
-            other => ("CreateContainerError", reconcile::chain(other)),
-        })
+        spec::container(&ground, container, attempt)
+    }
+
+    async fn try_start(&self, pod: &Pod, uid: &str, container: &str, attempt: u32) -> Result<(), Problem> {
+        let machine = |message: String| Problem::Machine { message };
+        let member = rules::find(pod, container);
+        let member = member.ok_or_else(|| machine(format!("container {container} is not in the pod")))?;
+        let spec = self.container_spec(pod, uid, &member, attempt).map_err(machine)?;
+        let words = self.places(uid).last_words(container, attempt);
+        // Whoever the container runs as may leave its last words.
+        let made = std::fs::write(&words, "")
+            .and_then(|()| std::fs::set_permissions(&words, std::fs::Permissions::from_mode(0o666)));
+        made.map_err(|error| machine(format!("create {}: {error}", words.display())))?;
+        match self.parts.runtime.start_container(uid, spec).await {
+            Ok(_) => Ok(()),
+            Err(runtime::Error::Start { reason, code, .. }) => {
+                Err(Problem::Container { code, message: reason })
+            }
+            Err(other) => Err(machine(reconcile::chain(&other))),
+        }
     }
 
     /// A container that has come to wait for its next start is told of once per wait.
@@ -285,22 +398,32 @@ impl Kubelet {
                 (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default())
             })
         };
-        let all = |status: &PodStatus| -> Vec<ContainerStatus> {
-            status
-                .container_statuses
-                .iter()
-                .chain(status.init_container_statuses.iter())
-                .flatten()
-                .cloned()
-                .collect()
-        };
-        let before = pod.status.as_ref().map(all).unwrap_or_default();
-        for container in all(status) {
-            let Some((word, message)) = reason(&container) else { continue };
-            let known = before.iter().find(|known| known.name == container.name).and_then(reason);
-            let event = match word.as_str() {
-                "CrashLoopBackOff" | "ImagePullBackOff" => "BackOff",
-                "ErrImageNeverPull" | "CreateContainerConfigError" => "Failed",
+        let lists = [
+            &status.container_statuses,
+            &status.init_container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        let mut told_of_volumes = false;
+        for container in lists.into_iter().flatten().flatten() {
+            let Some((word, message)) = reason(container) else { continue };
+            let known = rules::status(pod, &container.name).and_then(reason);
+            let (event, message) = match word.as_str() {
+                "CrashLoopBackOff" => {
+                    let of_pod = message.rsplit_once("pod=").map_or("", |(_, pod)| pod);
+                    let name = &container.name;
+                    ("BackOff", format!("Back-off restarting failed container {name} in pod {of_pod}"))
+                }
+                "ImagePullBackOff" => ("BackOff", message),
+                "ErrImageNeverPull" => ("Failed", message),
+                "CreateContainerConfigError" => ("Failed", format!("Error: {message}")),
+                "ContainerCreating" | "PodInitializing" if !message.is_empty() => {
+                    // Told of the pod, once for all its containers.
+                    if known.is_none_or(|(_, known)| known != message) && !told_of_volumes {
+                        self.events.tell(pod, Weight::Warning, "FailedMount", &message);
+                        told_of_volumes = true;
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             if known.is_none_or(|(known, _)| known != word) {
@@ -319,7 +442,9 @@ impl Kubelet {
                 value[field] = serde_json::Value::Null;
             }
         }
-        let patch = json!({ "metadata": { "uid": uid }, "status": value });
+        // With the version that it was made from: conditions that others write meanwhile must not be lost.
+        let version = pod.metadata.resource_version.as_deref();
+        let patch = json!({ "metadata": { "uid": uid, "resourceVersion": version }, "status": value });
         let api: Api<Pod> = Api::namespaced(
             self.parts.caches.client(),
             pod.metadata.namespace.as_deref().unwrap_or_default(),
@@ -411,18 +536,33 @@ impl Reconciler for Shared {
                 kubelet.pull(uid, &image, why);
                 Ok(())
             }
-            Step::Start { container, attempt } => kubelet.start(uid, &container, attempt).await,
+            Step::Start { container, attempt, streak } => {
+                kubelet.start(uid, &container, attempt, streak).await
+            }
             Step::Forget { container, attempt } => {
                 let removed = kubelet.parts.runtime.remove_container(uid, &container, attempt).await;
                 removed.map_err(|source| runtime("remove an old container", source))
             }
-            Step::Signal { container, attempt, signal } => {
-                kubelet.stop_one_unhealthy(uid, &container, attempt, signal).await
-            }
-            Step::AskToStop { containers } => {
-                kubelet.ask_to_stop(uid, containers);
+            Step::BeginStop { container, attempt, since, grace_seconds, why } => {
+                let window = Window { since, grace_seconds };
+                kubelet.begin_stop(uid, (&container, attempt), window, why.as_deref());
                 Ok(())
             }
+            Step::AskToStop { container, attempt } => kubelet.ask_to_stop(uid, &container, attempt).await,
+            Step::Kill { container, attempt } => kubelet.signal(uid, &container, attempt, 9).await,
+            Step::Resize { container, attempt } => kubelet.resize(uid, &container, attempt).await,
+            Step::MarkRestart { container, attempt, why } => {
+                kubelet.book.write(uid, |notes| {
+                    let probed = notes.probes.entry(container).or_default();
+                    if probed.attempt != attempt {
+                        *probed = Probed { attempt, ..Probed::default() };
+                    }
+                    probed.must_restart = Some(MustRestart { why: why.to_owned(), grace_seconds: None });
+                });
+                kubelet.queue.wake(uid.clone());
+                Ok(())
+            }
+            Step::FetchToken { key } => kubelet.fetch_token(uid, key).await,
             Step::Probe { wanted } => {
                 kubelet.probe(uid, wanted);
                 Ok(())
@@ -432,6 +572,7 @@ impl Reconciler for Shared {
             Step::ForgetPod => {
                 kubelet.book.forget(uid);
                 lock(&kubelet.keys).remove(uid);
+                lock(&kubelet.tokens).remove(uid);
                 Ok(())
             }
         }
@@ -450,16 +591,24 @@ pub(crate) fn name(pod: &Pod) -> String {
     client::key_of(pod).to_string()
 }
 
-pub(crate) fn find<'a>(pod: &'a Pod, container: &str) -> Option<&'a Container> {
-    let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|known| known.name == container)
-}
-
 /// The pod, and in it the container that an event is about.
 pub(crate) fn reference(pod: &Pod, container: &str) -> k8s_openapi::api::core::v1::ObjectReference {
     let mut reference = kube::Resource::object_ref(pod, &());
-    reference.field_path = Some(format!("spec.containers{{{container}}}"));
+    let list = match rules::find(pod, container).map(|member| member.role) {
+        Some(rules::Role::Init | rules::Role::Sidecar) => "initContainers",
+        Some(rules::Role::Ephemeral) => "ephemeralContainers",
+        Some(rules::Role::Main) | None => "containers",
+    };
+    reference.field_path = Some(format!("spec.{list}{{{container}}}"));
     reference
+}
+
+/// Why an attempt did not become a running program.
+enum Problem {
+    /// Its own: no such program, say. It counts as an end with this code.
+    Container { code: i32, message: String },
+    /// Ours, or its configuration's: tried again.
+    Machine { message: String },
 }
 
 pub(crate) fn wait(tries: u32, first_seconds: u32) -> SignedDuration {

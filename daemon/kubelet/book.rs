@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 
 /// Notes on all pods, by uid.
 #[derive(Debug, Default)]
@@ -15,22 +16,52 @@ pub(crate) struct Book(Mutex<BTreeMap<String, Notes>>);
 pub(crate) struct Notes {
     /// Pulls, by image as the pod spells it.
     pub(crate) pulls: BTreeMap<String, Pull>,
-    /// Starts that failed since the last one that worked, by container.
+    /// Attempts that did not get as far as a running program, the latest of each container.
     pub(crate) failed_starts: BTreeMap<String, FailedStart>,
     /// What the probes found, by container.
     pub(crate) probes: BTreeMap<String, Probed>,
-    /// When SIGTERM was sent to the containers of a pod that is going.
-    pub(crate) asked_to_stop: Option<Timestamp>,
-    /// Containers that were told to stop because of a failed liveness or startup probe, with their attempt.
-    pub(crate) unhealthy: BTreeMap<String, (u32, Timestamp)>,
-    /// The volumes or generated files could not be made: why.
-    pub(crate) files_problem: Option<String>,
+    /// Containers that are being stopped.
+    pub(crate) stops: BTreeMap<String, Stop>,
+    /// Containers whose postStart hook runs, with their attempt.
+    pub(crate) post_starts: BTreeMap<String, u32>,
+    /// How many starts in a row were not followed by a long run, by container: the attempt and the number.
+    pub(crate) streaks: BTreeMap<String, (u32, u32)>,
+    /// The pod is to end before its time: reason and message of its last status.
+    pub(crate) evicted: Option<(String, String)>,
+    /// A service account token could not be had: why, and when to ask again.
+    pub(crate) token_problem: Option<(String, Timestamp)>,
+    /// The resources that a running attempt was given, by container.
+    pub(crate) applied: BTreeMap<String, (u32, ResourceRequirements)>,
+    /// Why a running container could not be given other resources.
+    pub(crate) resize_problem: Option<String>,
+    /// The volumes or generated files could not be made.
+    pub(crate) files_problem: Option<FilesProblem>,
     /// Hash of what the volumes hold now.
     pub(crate) files_hold: Option<u64>,
     /// The status last written, so that an old copy in the cache does not make us write it again.
     pub(crate) written: Option<k8s_openapi::api::core::v1::PodStatus>,
     /// Whether the sandbox's problem was told already.
     pub(crate) sandbox_problem: Option<String>,
+}
+
+/// Why files could not be made, how often that was tried, and when it is tried again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct FilesProblem {
+    pub(crate) why: String,
+    pub(crate) tries: u32,
+    pub(crate) again: Timestamp,
+}
+
+/// A container on its way to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stop {
+    pub(crate) attempt: u32,
+    /// When its grace period began.
+    pub(crate) since: Timestamp,
+    /// Its preStop hook, if it has one, has ended or has used up the grace period.
+    pub(crate) hook_ended: bool,
+    /// When its stop signal was sent.
+    pub(crate) asked: Option<Timestamp>,
 }
 
 /// A pull under way or failed.
@@ -42,13 +73,17 @@ pub(crate) enum Pull {
     Failed { message: String, tries: u32, again: Timestamp },
 }
 
-/// A container that could not be started.
+/// An attempt whose program could not be started.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct FailedStart {
-    pub(crate) reason: &'static str,
+    pub(crate) attempt: u32,
     pub(crate) message: String,
-    pub(crate) tries: u32,
+    pub(crate) at: Timestamp,
+    /// The exit code that it stands for; none when the runtime failed, not the container.
+    pub(crate) code: Option<i32>,
+    /// When the runtime failed: the next try is not before.
     pub(crate) again: Timestamp,
+    pub(crate) tries: u32,
 }
 
 /// What the probes of one attempt of a container found.
@@ -59,8 +94,17 @@ pub(crate) struct Probed {
     pub(crate) ready: Option<bool>,
     /// The startup probe has succeeded.
     pub(crate) started: bool,
-    /// Liveness or startup failed too often: the message.
-    pub(crate) must_restart: Option<String>,
+    /// Liveness or startup failed too often, or the postStart hook failed.
+    pub(crate) must_restart: Option<MustRestart>,
+}
+
+/// Why one container is to be ended and started again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct MustRestart {
+    /// `failed liveness probe`.
+    pub(crate) why: String,
+    /// The probe's own grace period, where it has one.
+    pub(crate) grace_seconds: Option<i64>,
 }
 
 impl Book {

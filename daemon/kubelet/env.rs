@@ -6,13 +6,22 @@ use std::sync::Arc;
 use client::Key;
 use imbl::OrdMap;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
+
+use crate::volumes::TokenKey;
 
 /// What environment and volumes are made from.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sources {
     pub(crate) config_maps: OrdMap<Key, Arc<ConfigMap>>,
     pub(crate) secrets: OrdMap<Key, Arc<Secret>>,
+    pub(crate) services: OrdMap<Key, Arc<Service>>,
+    pub(crate) claims: OrdMap<Key, Arc<PersistentVolumeClaim>>,
+    pub(crate) volumes: OrdMap<Key, Arc<PersistentVolume>>,
+    /// The pod's service account tokens, as far as they are here.
+    pub(crate) tokens: BTreeMap<TokenKey, String>,
 }
 
 /// What the downward API may tell.
@@ -22,6 +31,7 @@ pub(crate) struct Facts {
     pub(crate) host_ip: String,
     pub(crate) machine_cpu_milli: i64,
     pub(crate) machine_memory_bytes: i64,
+    pub(crate) machine_disk_bytes: i64,
 }
 
 impl Sources {
@@ -35,7 +45,7 @@ impl Sources {
     }
 }
 
-/// The variables in the documented order: `envFrom` first, then `env`, later ones winning, `$(VAR)` expanded.
+/// The variables in the documented order: those of services, `envFrom`, `env`, later ones winning, `$(VAR)` expanded.
 ///
 /// # Errors
 /// In words, when something that is not optional is missing, as Kubernetes' `CreateContainerConfigError` says it.
@@ -53,6 +63,9 @@ pub(crate) fn variables(
             order.push(name.to_owned());
         }
     };
+    for (name, value) in of_services(pod, sources) {
+        set(&mut known, &name, value);
+    }
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(source) = &from.config_map_ref {
@@ -89,6 +102,47 @@ pub(crate) fn variables(
         }
     }
     Ok(order.into_iter().map(|name| (name.clone(), known.remove(&name).unwrap_or_default())).collect())
+}
+
+/// The variables by which programs find the services of their namespace, and the API always.
+fn of_services(pod: &Pod, sources: &Sources) -> Vec<(String, String)> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    let api = Key::new("default", "kubernetes");
+    let own = sources.services.iter().filter(|(key, _)| links && key.namespace == namespace && **key != api);
+    let all = sources.services.get(&api).map(|service| (&api, service)).into_iter().chain(own);
+    let mut variables = Vec::new();
+    for (key, service) in all {
+        let Some(spec) = &service.spec else { continue };
+        let address = spec.cluster_ip.clone().filter(|ip| !ip.is_empty() && ip != "None");
+        let ports = spec.ports.as_deref().unwrap_or_default();
+        let (Some(ip), Some(first)) = (address, ports.first()) else { continue };
+        let name = shouted(&key.name);
+        let protocol = |port: &k8s_openapi::api::core::v1::ServicePort| {
+            port.protocol.clone().unwrap_or_else(|| "TCP".to_owned())
+        };
+        let url = |port| format!("{}://{ip}:{}", protocol(port).to_lowercase(), port.port);
+        variables.push((format!("{name}_SERVICE_HOST"), ip.clone()));
+        variables.push((format!("{name}_SERVICE_PORT"), first.port.to_string()));
+        for port in ports {
+            if let Some(named) = port.name.as_deref().filter(|name| !name.is_empty()) {
+                variables.push((format!("{name}_SERVICE_PORT_{}", shouted(named)), port.port.to_string()));
+            }
+        }
+        variables.push((format!("{name}_PORT"), url(first)));
+        for port in ports {
+            let prefix = format!("{name}_PORT_{}_{}", port.port, protocol(port).to_uppercase());
+            variables.push((prefix.clone(), url(port)));
+            variables.push((format!("{prefix}_PROTO"), protocol(port).to_lowercase()));
+            variables.push((format!("{prefix}_PORT"), port.port.to_string()));
+            variables.push((format!("{prefix}_ADDR"), ip.clone()));
+        }
+    }
+    variables
+}
+
+fn shouted(name: &str) -> String {
+    name.to_uppercase().replace(['-', '.'], "_")
 }
 
 fn one(
@@ -220,6 +274,7 @@ pub(crate) fn resource_value(
         (Some(quantity), ..) => milli(&quantity.0)?,
         (None, "limits", "cpu") => i128::from(facts.machine_cpu_milli),
         (None, "limits", "memory") => i128::from(facts.machine_memory_bytes) * 1000,
+        (None, "limits", "ephemeral-storage") => i128::from(facts.machine_disk_bytes) * 1000,
         _ => 0,
     };
     let divisor = milli(divisor.filter(|divisor| *divisor != "0").unwrap_or("1"))?.max(1);

@@ -5,8 +5,12 @@
 //! Invariant: what runs is observed from the runtime, never remembered: after a restart every plan is empty.
 
 mod act;
+mod asking;
 mod book;
+mod container_status;
+mod ending;
 mod env;
+mod etc;
 mod files;
 mod hooks;
 mod logs;
@@ -19,11 +23,16 @@ mod probing;
 mod programs;
 mod pulling;
 mod refuse;
+mod resize;
+mod resources;
+mod rules;
 mod security;
 mod spec;
 mod status;
 mod stopping;
 mod streams;
+mod tokens;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,11 +56,13 @@ pub struct Config {
     pub log_mib: u64,
     /// How many files of a container's log are kept.
     pub log_files: u32,
+    /// Most processes and threads of one pod; 0 means no bound.
+    pub pod_pids: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_pods: 110, crash_backoff_seconds: 10, log_mib: 10, log_files: 5 }
+        Config { max_pods: 110, crash_backoff_seconds: 10, log_mib: 10, log_files: 5, pod_pids: 4096 }
     }
 }
 
@@ -82,6 +93,15 @@ pub struct Parts {
 /// Why a kubelet could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The directory for what must never reach a disk.
+    #[error("keep {path} in memory: secrets are written there")]
+    Memory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The Node object.
     #[error("register node {name}")]
     Register {
@@ -98,6 +118,8 @@ pub enum StartError {
 /// # Errors
 /// When the Node object can be neither made nor updated.
 pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, StartError> {
+    let memory = &parts.memory_dir;
+    files::in_memory(memory).map_err(|source| StartError::Memory { path: memory.clone(), source })?;
     let queue: Queue<String> = Queue::new();
     let kubelet = Arc::new(act::Kubelet::new(parts, queue.clone(), tasks));
     node::register(&kubelet)
@@ -121,6 +143,15 @@ pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, Star
         work.run(stop).await;
     });
     Ok(node::door(kubelet))
+}
+
+/// Takes away the files of all pods, and what is mounted among them. Gone already is success.
+///
+/// # Errors
+/// What could not be unmounted or removed: nothing is removed through a mount.
+pub fn remove_files(pods_dir: &std::path::Path, memory_dir: &std::path::Path) -> std::io::Result<()> {
+    files::remove(pods_dir)?;
+    files::remove(memory_dir)
 }
 
 #[cfg(test)]

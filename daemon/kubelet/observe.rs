@@ -6,17 +6,19 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use client::Key;
+use client::{Cache, Key};
 use k8s_openapi::api::core::v1::Pod;
 use reconcile::Tasks;
 use runtime::{Phase, SandboxState};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::act::{Kubelet, find, lock};
+use crate::act::{Kubelet, lock};
 use crate::book::{Notes, Probed};
 use crate::env::{Facts, Sources};
 use crate::machine;
-use crate::plan::{View, is_running};
+use crate::plan::View;
+use crate::resize::{self, Room};
+use crate::{rules, volumes};
 
 /// Most bytes of last words that are told, as documented.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -35,13 +37,12 @@ impl Kubelet {
             notes.files_hold = places.hold();
         }
         let files = pod.as_ref().map(|pod| self.files(pod, uid));
-        let mut missing = pod.as_ref().and_then(|pod| crate::refuse::refused(pod));
-        let mut files_wanted = 0;
-        match files {
-            Some(Ok(files)) => files_wanted = files.hash(),
-            Some(Err(why)) => missing = missing.or(Some(why)),
-            None => {}
-        }
+        let refused = pod.as_ref().and_then(|pod| crate::refuse::refused(pod));
+        let (files_wanted, missing) = match files {
+            Some(Ok(files)) => (files.hash(), None),
+            Some(Err(why)) => (0, Some(why)),
+            None => (0, None),
+        };
         let mut last_words = BTreeMap::new();
         for state in sandbox.iter().flat_map(|sandbox| &sandbox.containers) {
             if let (Phase::Exited { code, .. }, Some(pod)) = (&state.phase, &pod)
@@ -50,14 +51,20 @@ impl Kubelet {
                 last_words.insert((state.name.clone(), state.attempt), words);
             }
         }
+        let blocked = pod.as_ref().map(|pod| self.blocked(pod, uid, sandbox.as_ref())).unwrap_or_default();
+        let tokens = pod.as_ref().map(|pod| self.token_renewals(pod, uid)).unwrap_or_default();
         View {
             images: pod.as_ref().map(|pod| self.images_of(pod)).unwrap_or_default(),
             pod: pod.map(|pod| (*pod).clone()),
             sandbox,
             ip,
             host_ip: self.parts.network.addresses().node.to_string(),
+            refused,
             missing,
+            blocked,
             files_wanted,
+            tokens,
+            room: self.room(uid, &notes),
             notes,
             last_words,
             probing: lock(&self.probing)
@@ -69,28 +76,72 @@ impl Kubelet {
         }
     }
 
+    /// What the configuration of containers that do not run lacks. Asked anew in each round, so that a container starts the
+    /// moment that what it waited for is there.
+    fn blocked(&self, pod: &Pod, uid: &str, sandbox: Option<&SandboxState>) -> BTreeMap<String, String> {
+        let runs = |name: &str| {
+            let mut states = sandbox.iter().flat_map(|sandbox| &sandbox.containers);
+            states.any(|state| state.name == name && matches!(state.phase, Phase::Running { .. }))
+        };
+        let idle = rules::members(pod).into_iter().filter(|member| !runs(&member.container.name));
+        let here = idle.filter(|member| {
+            member.container.image.as_ref().is_some_and(|image| self.image(image).is_some())
+        });
+        here.filter_map(|member| {
+            let why = self.container_spec(pod, uid, &member, 0).err()?;
+            Some((member.container.name.clone(), why))
+        })
+        .collect()
+    }
+
     fn images_of(&self, pod: &Pod) -> BTreeMap<String, Option<String>> {
-        let containers = pod
-            .spec
-            .iter()
-            .flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-        let names = containers.filter_map(|container| container.image.clone());
+        let members = rules::members(pod);
+        let names = members.iter().filter_map(|member| member.container.image.clone());
+        let names = names.chain(volumes::images(pod).into_iter().map(|(name, _)| name));
         names.map(|name| (name.clone(), self.image(&name).map(|image| image.id.clone()))).collect()
     }
 
-    pub(crate) fn sources(&self) -> Sources {
-        Sources { config_maps: self.config_maps.snapshot(), secrets: self.secrets.snapshot() }
+    pub(crate) fn sources(&self, uid: &str) -> Sources {
+        Sources {
+            config_maps: self.config_maps.snapshot(),
+            secrets: self.secrets.snapshot(),
+            services: self.services.snapshot(),
+            claims: self.claims.as_ref().map(Cache::snapshot).unwrap_or_default(),
+            volumes: self.volumes.as_ref().map(Cache::snapshot).unwrap_or_default(),
+            tokens: self.token_texts(uid),
+        }
+    }
+
+    /// What the node has, and what its other pods ask for; looked up only where a resize could need it.
+    fn room(&self, uid: &str, notes: &Notes) -> Room {
+        if notes.applied.is_empty() {
+            return Room::default();
+        }
+        let allocatable = BTreeMap::from([
+            ("cpu".to_owned(), i128::from(machine::cpu_milli())),
+            ("memory".to_owned(), i128::from(self.machine_memory_bytes) * 1000),
+        ]);
+        let keys: Vec<String> = lock(&self.keys).keys().filter(|other| *other != uid).cloned().collect();
+        let others =
+            keys.iter().filter_map(|other| self.pod(other)).filter(|pod| !crate::plan::has_ended(pod));
+        let others: Vec<_> = others.collect();
+        let taken = allocatable.keys().map(|name| {
+            let sum = others.iter().map(|pod| resize::asked(pod, name)).sum();
+            (name.clone(), sum)
+        });
+        Room { taken: taken.collect(), allocatable }
     }
 
     pub(crate) fn facts(&self, uid: &str) -> Facts {
         let host_ip = self.parts.network.addresses().node.to_string();
         let own = self.parts.network.attachment(uid).map(|attachment| attachment.ip.to_string());
-        let on_host = self.pod(uid).is_some_and(|pod| crate::plan::on_host_network(&pod));
+        let on_host = self.pod(uid).is_some_and(|pod| rules::is_host_network(&pod));
         Facts {
             pod_ip: own.unwrap_or_else(|| if on_host { host_ip.clone() } else { String::new() }),
             host_ip,
             machine_cpu_milli: machine::cpu_milli(),
             machine_memory_bytes: self.machine_memory_bytes,
+            machine_disk_bytes: self.machine_disk_bytes,
         }
     }
 
@@ -120,8 +171,8 @@ impl Kubelet {
             let _ = file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes);
             words = String::from_utf8_lossy(&bytes).into_owned();
         }
-        let fallback =
-            find(pod, container)?.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        let fallback = rules::find(pod, container)?.container.termination_message_policy.as_deref()
+            == Some("FallbackToLogsOnError");
         if words.is_empty() && fallback && code != 0 {
             words = crate::logs::end_of(&self.log_path(pod, container, attempt), 2048);
         }
@@ -136,10 +187,11 @@ fn take_over(notes: &mut Notes, pod: &Pod, sandbox: &SandboxState) {
     });
     for status in told {
         let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-        let same = sandbox
-            .containers
-            .iter()
-            .any(|state| state.name == status.name && state.attempt == attempt && is_running(state));
+        let same = sandbox.containers.iter().any(|state| {
+            state.name == status.name
+                && state.attempt == attempt
+                && matches!(state.phase, Phase::Running { .. })
+        });
         if same && !notes.probes.contains_key(&status.name) {
             let probed = Probed {
                 attempt,
@@ -148,6 +200,10 @@ fn take_over(notes: &mut Notes, pod: &Pod, sandbox: &SandboxState) {
                 must_restart: None,
             };
             notes.probes.insert(status.name.clone(), probed);
+        }
+        if same && !notes.applied.contains_key(&status.name) {
+            let given = resize::resizable(status.resources.as_ref());
+            notes.applied.insert(status.name.clone(), (attempt, given));
         }
     }
 }
@@ -176,7 +232,34 @@ pub(crate) fn wake_on_changes(kubelet: &Arc<Kubelet>, tasks: &Tasks) {
             kubelet.wake_users(&client::key_of(&**secret), |pod, name| uses(pod, name, "secret"));
         }
     });
+    wake_on_claims(kubelet);
     wake_on_runtime(kubelet, tasks);
+}
+
+/// Claims and the volumes bound to them wake the pods that wait for them.
+fn wake_on_claims(kubelet: &Arc<Kubelet>) {
+    let uses_claim = |pod: &Pod, name: &str| {
+        let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.any(|volume| volumes::claim(pod, volume).is_some_and(|(claim, _)| claim == name))
+    };
+    if let Some(claims) = &kubelet.claims {
+        let weak = Arc::downgrade(kubelet);
+        claims.listen(move |claim| {
+            if let Some(kubelet) = weak.upgrade() {
+                kubelet.wake_users(&client::key_of(&**claim), uses_claim);
+            }
+        });
+    }
+    if let Some(volumes) = &kubelet.volumes {
+        let weak = Arc::downgrade(kubelet);
+        volumes.listen(move |volume| {
+            let claimed = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            if let (Some(kubelet), Some(claimed)) = (weak.upgrade(), claimed) {
+                let part = |part: &Option<String>| part.clone().unwrap_or_default();
+                kubelet.wake_users(&Key::new(part(&claimed.namespace), part(&claimed.name)), uses_claim);
+            }
+        });
+    }
 }
 
 fn wake_on_runtime(kubelet: &Arc<Kubelet>, tasks: &Tasks) {

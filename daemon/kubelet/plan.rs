@@ -1,19 +1,22 @@
 //! What to do about one pod: pure.
 //!
 //! The order of a pod's life: sandbox → address → files → images → init containers one by one → the others; and back:
-//! SIGTERM → grace → SIGKILL → sandbox away → address free → the object may go.
+//! preStop → SIGTERM → grace → SIGKILL → sandbox away → address free → the object may go.
+
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use reconcile::Plan;
-use runtime::{ContainerState, Phase, SandboxState};
+use runtime::SandboxState;
 
 use crate::book::{Notes, Pull};
+use crate::ending::{self, Window};
 use crate::probes::Wanted;
+use crate::resize::{self, Room, Wish};
+use crate::rules::{self, Attempt, Member, Origin, Progress, Role};
 use crate::status;
-
-/// Back-off never grows beyond this, and is forgotten by a container that ran this long twice over, as documented.
-const LONGEST_BACKOFF_SECONDS: i64 = 300;
+use crate::volumes::{self, TokenKey};
 
 /// Everything that the plan of one pod may look at.
 #[derive(Debug, Clone)]
@@ -25,14 +28,22 @@ pub(crate) struct View {
     pub(crate) ip: Option<String>,
     pub(crate) host_ip: String,
     /// Which of the pod's images are here, and under which id.
-    pub(crate) images: std::collections::BTreeMap<String, Option<String>>,
-    /// Something that volumes or environment need is missing.
+    pub(crate) images: BTreeMap<String, Option<String>>,
+    /// The pod asks for what this node does not give: which field.
+    pub(crate) refused: Option<String>,
+    /// Something that volumes need is missing.
     pub(crate) missing: Option<String>,
+    /// What the configuration of containers that do not run lacks, by container.
+    pub(crate) blocked: BTreeMap<String, String>,
     /// Hash of what the volumes are to hold.
     pub(crate) files_wanted: u64,
+    /// The service account tokens of its volumes: when each is to be renewed, none for those that are not here.
+    pub(crate) tokens: BTreeMap<TokenKey, Option<Timestamp>>,
+    /// What the node has, and what of it other pods leave.
+    pub(crate) room: Room,
     pub(crate) notes: Notes,
     /// What containers left as their last words.
-    pub(crate) last_words: std::collections::BTreeMap<(String, u32), String>,
+    pub(crate) last_words: BTreeMap<(String, u32), String>,
     pub(crate) probing: Vec<Wanted>,
     pub(crate) has_files: bool,
     pub(crate) crash_backoff_seconds: u32,
@@ -55,20 +66,46 @@ pub(crate) enum Step {
     Start {
         container: String,
         attempt: u32,
+        /// How many restarts in a row this is.
+        streak: u32,
     },
     /// Frees an attempt that nobody asks about any more.
     Forget {
         container: String,
         attempt: u32,
     },
-    Signal {
+    /// Its grace period begins, with its preStop hook if it has one.
+    BeginStop {
         container: String,
         attempt: u32,
-        signal: i32,
+        since: Timestamp,
+        grace_seconds: i64,
+        /// What it is to be told of, when it is this container alone that is to end.
+        why: Option<String>,
     },
-    /// SIGTERM to all, noted, so that the grace period has a beginning.
+    /// Its stop signal.
     AskToStop {
-        containers: Vec<(String, u32)>,
+        container: String,
+        attempt: u32,
+    },
+    /// SIGKILL.
+    Kill {
+        container: String,
+        attempt: u32,
+    },
+    /// Gives a running container the resources that its spec names now.
+    Resize {
+        container: String,
+        attempt: u32,
+    },
+    /// Notes that a container has to be ended and started again.
+    MarkRestart {
+        container: String,
+        attempt: u32,
+        why: &'static str,
+    },
+    FetchToken {
+        key: TokenKey,
     },
     Probe {
         wanted: Vec<Wanted>,
@@ -90,12 +127,9 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     }
 }
 
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Not in the cluster any more: nothing of it stays.
@@ -131,25 +165,16 @@ fn ended(view: &View) -> Plan<Step> {
 }
 
 fn going(view: &View, pod: &Pod, now: Timestamp) -> Plan<Step> {
-    let running: Vec<(String, u32)> = newest(view)
-        .filter(|state| is_running(state))
-        .map(|state| (state.name.clone(), state.attempt))
-        .collect();
-    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
-    if !running.is_empty() {
-        let Some(asked) = view.notes.asked_to_stop else {
-            return Plan::in_turn(vec![
-                Step::Probe { wanted: Vec::new() },
-                Step::AskToStop { containers: running },
-            ])
-            .again_at(now + seconds(grace));
-        };
-        let end = asked + seconds(grace);
-        if now < end {
-            return Plan::empty().again_at(end);
+    let grace_seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+    // The time to be gone was set when the deletion was asked for: a restart of the daemon does not prolong it.
+    let asked = pod.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0 - seconds(grace_seconds));
+    let window = Window { since: asked.min(now), grace_seconds };
+    if let Some(mut plan) = stop_all(view, pod, window, now) {
+        if !view.probing.is_empty() {
+            plan.steps.insert(0, Step::Probe { wanted: Vec::new() });
         }
-        let kill = |(container, attempt)| Step::Signal { container, attempt, signal: 9 };
-        return Plan::together(running.into_iter().map(kill).collect());
+        plan.steps.extend(write_status(view, pod, now));
+        return plan;
     }
     let mut steps = Vec::new();
     if view.sandbox.is_some() {
@@ -163,192 +188,214 @@ fn going(view: &View, pod: &Pod, now: Timestamp) -> Plan<Step> {
     Plan::in_turn(steps)
 }
 
+/// The way to the end of everything that runs; none when nothing does.
+fn stop_all(view: &View, pod: &Pod, window: Window, now: Timestamp) -> Option<Plan<Step>> {
+    let names: Vec<&str> = rules::running(view).map(|state| state.name.as_str()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    Some(ending::stop(view, &rules::members(pod), &names, window, now))
+}
+
 fn living(view: &View, pod: &Pod, now: Timestamp) -> Plan<Step> {
+    let members = rules::members(pod);
     let mut plan = Plan::empty();
+    if let Some(ending) = ending::ending(view, pod, now) {
+        let window = Window { since: now, grace_seconds: ending.grace_seconds };
+        plan = stop_all(view, pod, window, now).unwrap_or(plan);
+        plan.steps.extend(write_status(view, pod, now));
+        return plan;
+    }
+    let progress = rules::progress(view, pod, &members);
+    if view.refused.is_none() && !progress.over {
+        tokens(view, now, &mut plan);
+    }
     match &view.sandbox {
         Some(sandbox) if !sandbox.alive => {
             // Its shim is lost and with it the namespaces: nothing in it can be saved.
             plan.steps.extend([Step::StopSandbox]);
             plan.steps.extend(view.ip.is_some().then_some(Step::Detach));
         }
-        Some(_) if view.ip.is_none() && !on_host_network(pod) => plan.steps.push(Step::Attach),
-        Some(_) => containers(view, pod, now, &mut plan),
-        None => {
-            plan.steps.push(Step::StartSandbox);
-            pulls(view, pod, now, &mut plan);
+        _ if progress.over => {
+            let window = Window { since: now, grace_seconds: ending::grace(pod) };
+            plan = stop_all(view, pod, window, now).unwrap_or(plan);
         }
+        Some(_) if view.ip.is_none() && !rules::is_host_network(pod) => plan.steps.push(Step::Attach),
+        Some(_) => containers(view, pod, &members, progress, now, &mut plan),
+        None => {
+            if view.refused.is_none() {
+                plan.steps.push(Step::StartSandbox);
+                pulls(view, &members, now, &mut plan);
+            }
+        }
+    }
+    if let Some(end) = ending::deadline(pod) {
+        plan.look_again(end);
     }
     plan.steps.extend(write_status(view, pod, now));
     plan
 }
 
-pub(crate) fn on_host_network(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+/// Tokens that are missing or old enough to be renewed.
+fn tokens(view: &View, now: Timestamp, plan: &mut Plan<Step>) {
+    for (key, renew) in &view.tokens {
+        let problem = view.notes.token_problem.as_ref().map(|(_, again)| *again);
+        match renew.or(Some(now)).max(problem) {
+            Some(due) if due > now => plan.look_again(due),
+            _ => plan.steps.push(Step::FetchToken { key: key.clone() }),
+        }
+    }
 }
 
-fn containers(view: &View, pod: &Pod, now: Timestamp, plan: &mut Plan<Step>) {
-    pulls(view, pod, now, plan);
-    if view.missing.is_some()
-        || view.notes.files_problem.is_some() && view.notes.files_hold != Some(view.files_wanted)
-    {
-        if view.missing.is_none() {
-            plan.steps.push(Step::WriteFiles);
+fn containers(
+    view: &View,
+    pod: &Pod,
+    members: &[Member<'_>],
+    progress: Progress,
+    now: Timestamp,
+    plan: &mut Plan<Step>,
+) {
+    pulls(view, members, now, plan);
+    let files_stand = view.notes.files_hold.is_some();
+    if view.refused.is_none() && view.missing.is_none() && view.notes.files_hold != Some(view.files_wanted) {
+        match &view.notes.files_problem {
+            Some(problem) if now < problem.again => plan.look_again(problem.again),
+            _ => plan.steps.push(Step::WriteFiles),
         }
+    }
+    // Volumes that were made once stay as they are when their source is gone.
+    let ready = files_stand || (view.missing.is_none() && view.notes.files_problem.is_none());
+    if view.refused.is_some() || !ready {
         return;
     }
-    if view.notes.files_hold != Some(view.files_wanted) {
-        plan.steps.push(Step::WriteFiles);
-    }
-    let Some(spec) = &pod.spec else { return };
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let mut all_initialized = true;
-    for init in spec.init_containers.iter().flatten() {
-        let sidecar = init.restart_policy.as_deref() == Some("Always");
-        let done = match latest(view, &init.name) {
-            Some(state) if sidecar => is_running(state),
-            Some(state) => exit_code(state) == Some(0),
-            None => false,
+    for member in members {
+        let turn = match member.role {
+            Role::Init => !progress.initialized,
+            Role::Sidecar => true,
+            Role::Main => progress.initialized,
+            Role::Ephemeral => true,
         };
-        if sidecar || !done {
-            let policy = if sidecar {
-                "Always"
-            } else if policy == "Always" {
-                "OnFailure"
-            } else {
-                policy
-            };
-            one(view, pod, init, policy, now, plan);
-        }
-        if !done {
-            all_initialized = false;
+        let goes_on = !turn || one(view, pod, member, now, plan);
+        let holds_up = match member.role {
+            Role::Init | Role::Sidecar => !progress.initialized && !rules::init_done(view, member),
+            Role::Main => !goes_on,
+            Role::Ephemeral => false,
+        };
+        if holds_up {
             break;
         }
     }
-    if all_initialized {
-        for container in &spec.containers {
-            one(view, pod, container, policy, now, plan);
-        }
-    }
-    let wanted = crate::probes::wanted(
-        pod,
-        view.sandbox.as_ref(),
-        view.ip.as_deref().unwrap_or(&view.host_ip),
-        &view.notes,
-    );
+    let ip = view.ip.as_deref().unwrap_or(&view.host_ip);
+    let wanted = crate::probes::wanted(view, members, ip);
     if wanted != view.probing {
         plan.steps.push(Step::Probe { wanted });
     }
 }
 
-/// Starts, restarts or leaves one container.
-fn one(view: &View, pod: &Pod, container: &Container, policy: &str, now: Timestamp, plan: &mut Plan<Step>) {
-    let name = &container.name;
-    let attempt = match latest(view, name) {
-        None => first_attempt(pod, name),
-        Some(state) if is_running(state) => {
-            stop_unhealthy(view, pod, state, now, plan);
-            return;
+/// Starts, restarts or leaves one container. False while its postStart hook holds up those after it.
+fn one(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp, plan: &mut Plan<Step>) -> bool {
+    let name = &member.container.name;
+    let known = rules::latest(view, name);
+    let (attempt, streak) = match &known {
+        None => (0, 0),
+        Some(known) if known.is_running() => {
+            resize(view, pod, member, known, plan);
+            stop_unhealthy(view, pod, known, now, plan);
+            return !rules::in_post_start(view, name, known.state.attempt);
         }
-        Some(state) => {
-            let failed = exit_code(state) != Some(0);
-            if policy == "Never" || (policy == "OnFailure" && !failed) {
-                return;
+        Some(known) => {
+            let code = known.exit_code().unwrap_or_default();
+            // Init containers run again in a new sandbox, whatever became of them in the one before.
+            let again = known.origin == Origin::Told && matches!(member.role, Role::Init | Role::Sidecar);
+            if !again && !rules::restarts(pod, member, code) {
+                return true;
             }
-            let due = restart_due(view, state);
+            let due = rules::restart_due(view, known);
             if now < due {
                 plan.look_again(due);
-                return;
+                return true;
             }
-            state.attempt + 1
+            (known.state.attempt + 1, rules::streak(view, known) + 1)
         }
     };
-    if let Some(failed) = view.notes.failed_starts.get(name)
+    let failed = view.notes.failed_starts.get(name).filter(|failed| failed.code.is_none());
+    if let Some(failed) = failed
         && now < failed.again
     {
-        let again = failed.again;
-        plan.look_again(again);
-        return;
+        plan.look_again(failed.again);
+        return true;
     }
+    let container = &member.container;
     let here = container.image.as_ref().and_then(|image| view.images.get(image)).is_some_and(Option::is_some);
-    if !here || must_pull_first(view, container) {
-        return;
+    if !here || must_pull_first(view, container) || view.blocked.contains_key(name) {
+        return true;
     }
-    plan.steps.push(Step::Start { container: name.clone(), attempt });
+    plan.steps.push(Step::Start { container: name.clone(), attempt, streak });
     // One attempt before the present one is kept, for its exit code and `logs --previous`.
-    let old = attempts(view, name).filter(|state| state.attempt + 1 < attempt);
-    plan.steps.extend(old.map(|state| Step::Forget { container: name.clone(), attempt: state.attempt }));
+    let old = rules::attempts(view, name).into_iter().filter(|known| known.origin == Origin::Runtime);
+    let old = old.map(|known| known.state.attempt).filter(|old| old + 1 < attempt);
+    plan.steps.extend(old.map(|attempt| Step::Forget { container: name.clone(), attempt }));
+    let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+    hook.is_none()
+}
+
+/// A running container whose spec names other resources than it has.
+fn resize(view: &View, pod: &Pod, member: &Member<'_>, known: &Attempt, plan: &mut Plan<Step>) {
+    let (container, attempt) = (member.container.name.clone(), known.state.attempt);
+    match resize::wish(view, pod, member, attempt) {
+        Wish::None => {}
+        Wish::InPlace => plan.steps.push(Step::Resize { container, attempt }),
+        Wish::Restart => {
+            plan.steps.push(Step::MarkRestart { container, attempt, why: "resize requires restart" });
+        }
+    }
 }
 
 /// A container whose liveness or startup probe failed too often is asked, then made, to stop.
-fn stop_unhealthy(view: &View, pod: &Pod, state: &ContainerState, now: Timestamp, plan: &mut Plan<Step>) {
+fn stop_unhealthy(view: &View, pod: &Pod, known: &Attempt, now: Timestamp, plan: &mut Plan<Step>) {
+    let state = &known.state;
     let probed = view.notes.probes.get(&state.name).filter(|probed| probed.attempt == state.attempt);
-    if probed.is_none_or(|probed| probed.must_restart.is_none()) {
-        return;
+    let Some(must) = probed.and_then(|probed| probed.must_restart.as_ref()) else { return };
+    let grace_seconds = must.grace_seconds.unwrap_or_else(|| ending::grace(pod));
+    // Alone, a container has no turn to wait for.
+    let steps = ending::stop(view, &[], &[&state.name], Window { since: now, grace_seconds }, now);
+    plan.steps.extend(steps.steps);
+    if let Some(again) = steps.again {
+        plan.look_again(again);
     }
-    let signal = |signal| Step::Signal { container: state.name.clone(), attempt: state.attempt, signal };
-    let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-    match view.notes.unhealthy.get(&state.name) {
-        Some((attempt, asked)) if *attempt == state.attempt => {
-            let end = *asked + seconds(grace);
-            if now >= end {
-                plan.steps.push(signal(9));
-            } else {
-                plan.look_again(end);
-            }
-        }
-        _ => {
-            plan.steps.push(signal(15));
-            plan.look_again(now + seconds(grace));
-        }
-    }
-}
-
-/// After a restart of the machine attempts go on counting where the API knows them to have been.
-fn first_attempt(pod: &Pod, name: &str) -> u32 {
-    let statuses = pod.status.iter().flat_map(|status| {
-        status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
-    });
-    let known = statuses.into_iter().find(|status| status.name == name && status.container_id.is_some());
-    known.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
-}
-
-/// The first restart comes at once; later ones wait 10 s, 20 s, … 5 min, as documented.
-pub(crate) fn restart_due(view: &View, state: &ContainerState) -> Timestamp {
-    let Phase::Exited { finished_at, .. } = state.phase else { return Timestamp::MIN };
-    finished_at + backoff(view, state)
-}
-
-fn backoff(view: &View, state: &ContainerState) -> SignedDuration {
-    let Phase::Exited { finished_at, .. } = state.phase else { return SignedDuration::ZERO };
-    let ran_long = finished_at.duration_since(state.started_at) >= seconds(2 * LONGEST_BACKOFF_SECONDS);
-    if ran_long || state.attempt == 0 {
-        return SignedDuration::ZERO;
-    }
-    let doubled = i64::from(view.crash_backoff_seconds).saturating_mul(1i64 << (state.attempt - 1).min(20));
-    seconds(doubled.min(LONGEST_BACKOFF_SECONDS))
 }
 
 /// Images that are not here and are not being fetched.
-fn pulls(view: &View, pod: &Pod, now: Timestamp, plan: &mut Plan<Step>) {
-    let Some(spec) = &pod.spec else { return };
-    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+fn pulls(view: &View, members: &[Member<'_>], now: Timestamp, plan: &mut Plan<Step>) {
+    for (image, policy) in view.pod.iter().flat_map(volumes::images) {
+        let here = view.images.get(&image).is_some_and(Option::is_some);
+        let again =
+            policy == "Always" && !view.notes.pulls.contains_key(&image) && view.notes.files_hold.is_none();
+        if policy != "Never" && (!here || again) {
+            pull(view, &image, here, now, plan);
+        }
+    }
+    for member in members {
+        let container = &member.container;
         let Some(image) = &container.image else { continue };
         let here = view.images.get(image).is_some_and(Option::is_some);
         let never = container.image_pull_policy.as_deref() == Some("Never");
         if never || (here && !must_pull_first(view, container)) {
             continue;
         }
-        match view.notes.pulls.get(image) {
-            Some(Pull::Running) => {}
-            Some(Pull::Failed { again, .. }) if now < *again => {
-                *plan = std::mem::replace(plan, Plan::empty()).again_at(*again)
-            }
-            _ => {
-                let why = if here { "pull policy Always" } else { "not present on machine" };
-                let step = Step::Pull { image: image.clone(), why };
-                if !plan.steps.contains(&step) {
-                    plan.steps.push(step);
-                }
+        pull(view, image, here, now, plan);
+    }
+}
+
+fn pull(view: &View, image: &str, here: bool, now: Timestamp, plan: &mut Plan<Step>) {
+    match view.notes.pulls.get(image) {
+        Some(Pull::Running) => {}
+        Some(Pull::Failed { again, .. }) if now < *again => plan.look_again(*again),
+        _ => {
+            let why = if here { "pull policy Always" } else { "not present on machine" };
+            let step = Step::Pull { image: image.to_owned(), why };
+            if !plan.steps.contains(&step) {
+                plan.steps.push(step);
             }
         }
     }
@@ -359,7 +406,7 @@ fn pulls(view: &View, pod: &Pod, now: Timestamp, plan: &mut Plan<Step>) {
 fn must_pull_first(view: &View, container: &Container) -> bool {
     let always = container.image_pull_policy.as_deref() == Some("Always");
     let pulled = container.image.as_ref().is_some_and(|image| view.notes.pulls.contains_key(image));
-    always && !pulled && latest(view, &container.name).is_none()
+    always && !pulled && rules::latest(view, &container.name).is_none_or(|known| known.origin == Origin::Told)
 }
 
 fn write_status(view: &View, pod: &Pod, now: Timestamp) -> Option<Step> {
@@ -369,29 +416,6 @@ fn write_status(view: &View, pod: &Pod, now: Timestamp) -> Option<Step> {
         return None;
     }
     Some(Step::WriteStatus { status: Box::new(status) })
-}
-
-pub(crate) fn attempts<'a>(view: &'a View, name: &'a str) -> impl Iterator<Item = &'a ContainerState> {
-    view.sandbox.iter().flat_map(|sandbox| &sandbox.containers).filter(move |state| state.name == name)
-}
-
-pub(crate) fn latest<'a>(view: &'a View, name: &'a str) -> Option<&'a ContainerState> {
-    attempts(view, name).max_by_key(|state| state.attempt)
-}
-
-fn newest(view: &View) -> impl Iterator<Item = &ContainerState> {
-    view.sandbox.iter().filter(|sandbox| sandbox.alive).flat_map(|sandbox| &sandbox.containers)
-}
-
-pub(crate) fn is_running(state: &ContainerState) -> bool {
-    matches!(state.phase, Phase::Running { .. })
-}
-
-pub(crate) fn exit_code(state: &ContainerState) -> Option<i32> {
-    match state.phase {
-        Phase::Running { .. } => None,
-        Phase::Exited { code, .. } => Some(code),
-    }
 }
 
 fn seconds(seconds: i64) -> SignedDuration {

@@ -1,17 +1,14 @@
-//! Probes: which are wanted (pure), and the tasks that make them.
+//! Probes: which are wanted. Pure.
 //!
 //! A readiness probe that has not succeeded yet is tried again after 10 ms, 20 ms, … up to its period: a container is
 //! told ready when it is, not a period later. After the first success the documented timings hold.
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, Pod, Probe};
+use crate::plan::View;
+use crate::rules::{self, Attempt, Member, Role};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use runtime::{ExecOrder, ExecSpec, Runtime, SandboxState};
-use tokio::io::AsyncReadExt;
-
-use crate::book::Notes;
-use crate::plan::is_running;
 
 /// One probe of one running attempt of a container.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +22,8 @@ pub(crate) struct Wanted {
     pub(crate) timeout: Duration,
     pub(crate) success_threshold: u32,
     pub(crate) failure_threshold: u32,
+    /// The probe's own grace period for the container that it ends.
+    pub(crate) grace_seconds: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,26 +56,31 @@ pub(crate) enum Check {
     Exec {
         command: Vec<String>,
     },
+    /// `grpc.health.v1.Health/Check`, in clear text.
+    Grpc {
+        address: String,
+        service: String,
+    },
     /// Cannot be made; fails with this text.
     Impossible {
         why: String,
     },
 }
 
-/// The probes that are to run now. Readiness and liveness wait for the startup probe.
-pub(crate) fn wanted(pod: &Pod, sandbox: Option<&SandboxState>, ip: &str, notes: &Notes) -> Vec<Wanted> {
-    let Some((spec, sandbox)) = pod.spec.as_ref().zip(sandbox) else { return Vec::new() };
-    let sidecars =
-        spec.init_containers.iter().flatten().filter(|init| init.restart_policy.as_deref() == Some("Always"));
+/// The probes that are to run now. Readiness and liveness wait for the startup probe, all for the postStart hook.
+pub(crate) fn wanted(view: &View, members: &[Member<'_>], ip: &str) -> Vec<Wanted> {
     let mut all = Vec::new();
-    for container in spec.containers.iter().chain(sidecars) {
-        let newest = sandbox
-            .containers
-            .iter()
-            .filter(|state| state.name == container.name)
-            .max_by_key(|state| state.attempt);
-        let Some(state) = newest.filter(|state| is_running(state)) else { continue };
-        let probed = notes.probes.get(&container.name).filter(|probed| probed.attempt == state.attempt);
+    for member in members.iter().filter(|member| matches!(member.role, Role::Main | Role::Sidecar)) {
+        let container = &member.container;
+        let latest = rules::latest(view, &container.name).filter(Attempt::is_running);
+        let Some(attempt) = latest.map(|latest| latest.state.attempt) else { continue };
+        if rules::in_post_start(view, &container.name, attempt) {
+            continue;
+        }
+        let probed = view.notes.probes.get(&container.name).filter(|probed| probed.attempt == attempt);
+        if probed.is_some_and(|probed| probed.must_restart.is_some()) {
+            continue;
+        }
         let started = container.startup_probe.is_none() || probed.is_some_and(|probed| probed.started);
         let due = [
             (Kind::Startup, container.startup_probe.as_ref().filter(|_| !started)),
@@ -84,7 +88,7 @@ pub(crate) fn wanted(pod: &Pod, sandbox: Option<&SandboxState>, ip: &str, notes:
             (Kind::Liveness, container.liveness_probe.as_ref().filter(|_| started)),
         ];
         for (kind, probe) in due {
-            all.extend(probe.map(|probe| one(container, state.attempt, kind, probe, ip)));
+            all.extend(probe.map(|probe| one(container, attempt, kind, probe, ip)));
         }
     }
     all
@@ -107,6 +111,7 @@ fn one(container: &Container, attempt: u32, kind: Kind, probe: &Probe, ip: &str)
         timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
         success_threshold: count(probe.success_threshold, 1),
         failure_threshold: count(probe.failure_threshold, 3),
+        grace_seconds: probe.termination_grace_period_seconds,
     }
 }
 
@@ -132,7 +137,11 @@ pub(crate) fn check(container: &Container, probe: &Probe, ip: &str) -> Check {
             },
         };
     }
-    Check::Impossible { why: "grpc probes are not served by this node yet".to_owned() }
+    if let Some(grpc) = &probe.grpc {
+        let service = grpc.service.clone().unwrap_or_default();
+        return Check::Grpc { address: format!("{ip}:{}", grpc.port), service };
+    }
+    Check::Impossible { why: "it names nothing to ask".to_owned() }
 }
 
 fn port(port: &IntOrString, ports: &[ContainerPort]) -> Option<u16> {
@@ -158,86 +167,4 @@ fn url(http: &HTTPGetAction, ip: &str, port: u16) -> String {
 
 fn headers(http: &HTTPGetAction) -> Vec<(String, String)> {
     http.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect()
-}
-
-/// Most bytes of a probe's output that are told.
-const TOLD_BYTES: u64 = 4096;
-
-/// Makes one probe. The error is what `kubectl describe` shows.
-pub(crate) async fn make(
-    wanted: &Wanted,
-    sandbox: &str,
-    runtime: &dyn Runtime,
-    http: &reqwest::Client,
-) -> Result<(), String> {
-    let outcome =
-        tokio::time::timeout(wanted.timeout, once(&wanted.check, &wanted.container, sandbox, runtime, http));
-    outcome.await.unwrap_or_else(|_| Err(format!("no answer within {}s", wanted.timeout.as_secs())))
-}
-
-/// Asks once, however long it takes.
-pub(crate) async fn once(
-    check: &Check,
-    container: &str,
-    sandbox: &str,
-    runtime: &dyn Runtime,
-    http: &reqwest::Client,
-) -> Result<(), String> {
-    match check {
-        Check::Http { url, headers } => get(http, url, headers).await,
-        Check::Tcp { address } => match tokio::net::TcpStream::connect(address).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("dial tcp {address}: {error}")),
-        },
-        Check::Exec { command } => exec(command, container, sandbox, runtime).await,
-        Check::Impossible { why } => Err(why.clone()),
-    }
-}
-
-async fn get(http: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {
-    let mut request = http.get(url).header("User-Agent", "kube-probe/1.36");
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    let response = request
-        .send()
-        .await
-        .map_err(|error| format!("Get {url:?}: {}", reconcile::chain(&error.without_url())))?;
-    let status = response.status().as_u16();
-    if (200..400).contains(&status) {
-        Ok(())
-    } else {
-        Err(format!("HTTP probe failed with statuscode: {status}"))
-    }
-}
-
-async fn exec(
-    command: &[String],
-    container: &str,
-    sandbox: &str,
-    runtime: &dyn Runtime,
-) -> Result<(), String> {
-    let spec = ExecSpec { args: command.to_vec(), ..ExecSpec::default() };
-    let mut exec = runtime.exec(sandbox, container, spec).await.map_err(|error| reconcile::chain(&error))?;
-    // A program that outlives its probe is killed with it.
-    let kill = KillOnDrop(exec.orders.clone());
-    let mut output = Vec::new();
-    // Its output ends with the program, or is cut; how it ended decides either way.
-    let _ = (&mut exec.stdout).take(TOLD_BYTES).read_to_end(&mut output).await;
-    let exit = exec.wait().await.map_err(|error| reconcile::chain(&error))?;
-    drop(kill);
-    if exit.code == 0 {
-        Ok(())
-    } else {
-        Err(format!("command exited with {}: {}", exit.code, String::from_utf8_lossy(&output).trim()))
-    }
-}
-
-struct KillOnDrop(tokio::sync::mpsc::Sender<ExecOrder>);
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        // One that has ended takes no orders: that is as good.
-        let _ = self.0.try_send(ExecOrder::Signal(9));
-    }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use client::Weight;
 
 use crate::act::{Kubelet, Probing, lock, reference};
-use crate::book::Probed;
-use crate::probes::{self, Kind, Wanted};
+use crate::book::{MustRestart, Probed};
+use crate::probes::{Kind, Wanted};
 
 impl Kubelet {
     /// Starts the probes that are wanted and not running, ends the others.
@@ -40,7 +40,7 @@ impl Kubelet {
         let mut impatience = Duration::from_millis(10);
         let mut succeeded_once = false;
         loop {
-            let outcome = probes::make(&wanted, &uid, &*self.parts.runtime, &self.http).await;
+            let outcome = self.asker.probe(&wanted, &uid, &*self.parts.runtime).await;
             match &outcome {
                 Ok(()) => (successes, failures, succeeded_once) = (successes + 1, 0, true),
                 Err(_) => (successes, failures) = (0, failures + 1),
@@ -74,7 +74,8 @@ impl Kubelet {
                 Kind::Readiness if bad => probed.ready = Some(false),
                 Kind::Startup if good => probed.started = true,
                 Kind::Startup | Kind::Liveness if bad => {
-                    probed.must_restart = Some(format!("failed {} probe", wanted.kind.word().to_lowercase()));
+                    let why = format!("failed {} probe", wanted.kind.word().to_lowercase());
+                    probed.must_restart = Some(MustRestart { why, grace_seconds: wanted.grace_seconds });
                 }
                 _ => {}
             }

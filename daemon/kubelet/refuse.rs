@@ -23,17 +23,8 @@ pub(crate) fn refused(pod: &Pod) -> Option<String> {
 fn pod_fields(spec: &PodSpec) -> Option<&'static str> {
     let security = spec.security_context.as_ref();
     let asked = [
-        ("hostPID", spec.host_pid == Some(true)),
-        ("hostIPC", spec.host_ipc == Some(true)),
         ("hostUsers", spec.host_users == Some(false)),
-        ("shareProcessNamespace", spec.share_process_namespace == Some(true)),
         ("runtimeClassName", spec.runtime_class_name.is_some()),
-        ("readinessGates", spec.readiness_gates.as_ref().is_some_and(|gates| !gates.is_empty())),
-        ("activeDeadlineSeconds", spec.active_deadline_seconds.is_some()),
-        (
-            "ephemeralContainers",
-            spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()),
-        ),
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty())),
         (
             "securityContext.sysctls",
@@ -56,8 +47,8 @@ fn container_field(container: &Container) -> Option<&'static str> {
     let asked = [
         ("volumeDevices", container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty())),
         (
-            "restartPolicyRules",
-            container.restart_policy_rules.as_ref().is_some_and(|rules| !rules.is_empty()),
+            "restartPolicyRules with an action other than Restart",
+            container.restart_policy_rules.iter().flatten().any(|rule| rule.action != "Restart"),
         ),
         (
             "securityContext.procMount",

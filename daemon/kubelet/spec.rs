@@ -1,15 +1,14 @@
 //! From a container of a pod to what the runtime is asked for: pure.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use api::quantity::Quantity;
 use images::Image;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
-use runtime::{ContainerSpec, Mount, MountKind, Propagation, Resources};
+use runtime::{ContainerSpec, Mount, MountKind, Propagation};
 
 use crate::env::expand;
-use crate::files::{Files, Places};
+use crate::files::{Content, Files, Places};
 use crate::security::Security;
 
 /// What a container's spec is made from, besides the container.
@@ -23,6 +22,10 @@ pub(crate) struct Ground<'a> {
     pub(crate) log_path: PathBuf,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_files: u32,
+    /// For an ephemeral container: whose processes it sees.
+    pub(crate) pid_of: Option<String>,
+    /// The layers of the images that volumes are made of, by reference.
+    pub(crate) volume_images: BTreeMap<String, Vec<PathBuf>>,
 }
 
 /// Everything the runtime has to know of one attempt.
@@ -82,7 +85,7 @@ pub(crate) fn container(
         user: security.user,
         user_name: security.user_name,
         mounts,
-        resources: resources(container, ground.machine_memory_bytes),
+        resources: crate::resources::of_container(ground.pod, container, ground.machine_memory_bytes),
         capabilities: security.capabilities,
         privileged: security.privileged,
         no_new_privileges: security.no_new_privileges,
@@ -95,18 +98,14 @@ pub(crate) fn container(
         log_files: ground.log_files,
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
+        pid_of: ground.pid_of.clone(),
     })
 }
 
 /// hosts, hostname, resolv.conf and the file for last words.
 fn own_files(ground: &Ground<'_>, container: &Container, attempt: u32, spec: &PodSpec) -> Vec<Mount> {
-    let bind = |source: PathBuf, target: &str| Mount {
-        source,
-        target: target.to_owned(),
-        read_only: false,
-        kind: MountKind::Bind,
-        propagation: Propagation::Private,
-    };
+    let bind =
+        |source: PathBuf, target: &str| Mount { source, target: target.to_owned(), ..Mount::default() };
     let mounted =
         |target: &str| container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == target);
     let mut mounts = Vec::new();
@@ -137,69 +136,52 @@ fn volume_mount(
         .volumes
         .get(&mount.name)
         .ok_or_else(|| format!("volume {:?} is not in the pod", mount.name))?;
-    let mut source = ground.places.volume(&mount.name, content);
-    let sub_path = mount
-        .sub_path
-        .clone()
-        .or(mount.sub_path_expr.as_ref().map(|text| expand(text, known)))
-        .filter(|path| !path.is_empty());
-    if let Some(sub_path) = sub_path {
-        let inside =
-            Path::new(&sub_path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        if !inside {
-            return Err(format!("subPath {sub_path:?} must be relative and stay inside the volume"));
-        }
-        source.push(sub_path);
+    let source = ground.places.volume(&mount.name, content);
+    let expr = mount.sub_path_expr.as_deref().filter(|text| !text.is_empty());
+    let expanded = expr.map(|text| whole(text, known)).transpose()?;
+    let sub_path = mount.sub_path.clone().filter(|path| !path.is_empty()).or(expanded).unwrap_or_default();
+    let inside = Path::new(&sub_path).components().all(|part| matches!(part, Component::Normal(_)));
+    if !inside {
+        return Err(format!("subPath {sub_path:?} must be relative and stay inside the volume"));
     }
     let propagation = match mount.mount_propagation.as_deref() {
         Some("HostToContainer") => Propagation::HostToContainer,
         Some("Bidirectional") => Propagation::Bidirectional,
         _ => Propagation::Private,
     };
-    let files = matches!(content, crate::files::Content::Files { .. });
-    let read_only = mount.read_only.unwrap_or(false) || files;
-    Ok(Mount { source, target: mount.mount_path.clone(), read_only, kind: MountKind::Bind, propagation })
-}
-
-/// Requests and limits in the kernel's units.
-fn resources(container: &Container, machine_bytes: i64) -> Resources {
-    let side = |limits: bool, name: &str| -> Option<i128> {
-        let resources = container.resources.as_ref()?;
-        let amounts = if limits { resources.limits.as_ref() } else { resources.requests.as_ref() }?;
-        Quantity::parse(&amounts.get(name)?.0).ok().map(|quantity| quantity.as_milli())
-    };
-    let unsigned = |amount: i128| u64::try_from(amount).unwrap_or(0);
-    let memory = side(true, "memory").map(|milli| unsigned(milli / 1000));
-    let shares = side(false, "cpu").map_or(2, |milli| unsigned(milli * 1024 / 1000).max(2));
-    Resources {
-        cpu_shares: Some(shares),
-        cpu_quota_us: side(true, "cpu").map(|milli| unsigned(milli * 100).max(1000)),
-        cpu_period_us: Some(100_000),
-        memory_bytes: memory,
-        pids: None,
-        oom_score_adj: Some(oom_score(container, machine_bytes)),
-    }
-}
-
-/// As documented for the classes of service; a burstable container's falls with its share of memory asked for.
-fn oom_score(container: &Container, machine_bytes: i64) -> i32 {
-    let amounts = container.resources.as_ref();
-    let get = |limits: bool, name: &str| {
-        let amounts = amounts
-            .and_then(|amounts| if limits { amounts.limits.as_ref() } else { amounts.requests.as_ref() });
-        amounts.and_then(|amounts| amounts.get(name)).map(|quantity| quantity.0.clone())
-    };
-    let guaranteed =
-        ["cpu", "memory"].iter().all(|name| get(true, name).is_some() && get(true, name) == get(false, name));
-    if guaranteed {
-        return -997;
-    }
-    match get(false, "memory").and_then(|text| Quantity::parse(&text).ok()) {
-        None => 1000,
-        Some(quantity) => {
-            let asked = quantity.as_milli() / 1000;
-            let machine = i128::from(machine_bytes).max(1);
-            i32::try_from((1000 - 1000 * asked / machine).clamp(3, 999)).unwrap_or(999)
+    let claimed_read_only =
+        ground.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref().and_then(|claim| claim.read_only);
+            let nfs = volume.nfs.as_ref().and_then(|nfs| nfs.read_only);
+            volume.name == mount.name && claim.or(nfs) == Some(true)
+        });
+    let kind = match content {
+        Content::Image { reference } => {
+            let layers = ground.volume_images.get(reference).cloned();
+            MountKind::Image { layers: layers.ok_or_else(|| format!("image {reference:?} is not here yet"))? }
         }
+        _ => MountKind::Bind,
+    };
+    let read_only = mount.read_only.unwrap_or(false)
+        || claimed_read_only
+        || matches!(content, Content::Files { .. } | Content::Image { .. });
+    Ok(Mount {
+        source,
+        target: mount.mount_path.clone(),
+        read_only,
+        kind,
+        propagation,
+        sub_path,
+        recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+    })
+}
+
+/// Every reference has to be known, as documented for `subPathExpr`.
+fn whole(text: &str, known: &BTreeMap<String, String>) -> Result<String, String> {
+    let expanded = expand(text, known);
+    let left = text.match_indices("$(").filter_map(|(at, _)| text[at + 2..].split_once(')'));
+    match left.map(|(name, _)| name).find(|name| !known.contains_key(*name)) {
+        Some(name) => Err(format!("failed to expand subPath: missing value for {name:?}")),
+        None => Ok(expanded),
     }
 }

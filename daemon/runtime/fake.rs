@@ -338,6 +338,25 @@ impl Runtime for FakeRuntime {
         self.changes.subscribe()
     }
 
+    async fn resize_container(
+        &self,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+        resources: &crate::Resources,
+    ) -> Result<(), Error> {
+        alive(&mut lock(&self.sandboxes), sandbox)?;
+        let key = (sandbox.to_owned(), name.to_owned(), attempt);
+        if let Some(spec) = lock(&self.specs).get_mut(&key) {
+            spec.resources = resources.clone();
+        }
+        Ok(())
+    }
+
+    async fn resize_sandbox(&self, sandbox: &str, _: &crate::Resources) -> Result<(), Error> {
+        alive(&mut lock(&self.sandboxes), sandbox).map(drop)
+    }
+
     async fn usage(&self, sandbox: &str) -> Result<Usage, Error> {
         let mut all = lock(&self.sandboxes);
         let state = alive(&mut all, sandbox)?;

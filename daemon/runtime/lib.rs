@@ -100,6 +100,25 @@ pub trait Runtime: Send + Sync {
     /// Ids of sandboxes worth another look. `RecvError::Lagged` means: look at all of them.
     fn changes(&self) -> broadcast::Receiver<String>;
 
+    /// Changes the bounds of a running container; those that are `None` are lifted. One that has ended is success.
+    ///
+    /// # Errors
+    /// [`Error::NoSandbox`], [`Error::Lost`]; [`Error::Resize`] when the kernel refuses, e.g. a memory bound below what
+    /// is in use.
+    async fn resize_container(
+        &self,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+        resources: &Resources,
+    ) -> Result<(), Error>;
+
+    /// Changes the bounds of a whole sandbox; those that are `None` are lifted, but for the number of processes.
+    ///
+    /// # Errors
+    /// [`Error::NoSandbox`], [`Error::Lost`]; [`Error::Resize`] when the kernel refuses.
+    async fn resize_sandbox(&self, sandbox: &str, resources: &Resources) -> Result<(), Error>;
+
     /// What the sandbox uses now, read from its cgroups.
     ///
     /// # Errors
@@ -134,12 +153,28 @@ pub struct SandboxSpec {
     pub labels: BTreeMap<String, String>,
     /// Use the host's network namespace instead of an own one.
     pub host_network: bool,
+    /// Which processes containers see.
+    pub pids: PidNamespace,
+    /// Use the host's ipc namespace, with its shared memory, instead of an own one.
+    pub host_ipc: bool,
     /// Namespaced sysctls, e.g. `net.ipv4.ip_unprivileged_port_start`; written inside the sandbox's namespaces.
     pub sysctls: BTreeMap<String, String>,
     /// Bounds of the whole sandbox.
     pub resources: Resources,
     /// Where the containers' logs are; made if missing, never removed here.
     pub log_dir: PathBuf,
+}
+
+/// Which processes the containers of a sandbox see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// Each its own.
+    #[default]
+    Container,
+    /// All containers each other's; a process that is none of theirs is the first.
+    Sandbox,
+    /// The machine's.
+    Host,
 }
 
 /// Bounds on what may be used; `None` means unbounded.
@@ -225,6 +260,8 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// Keep standard input open (an empty pipe) instead of `/dev/null`.
     pub stdin: bool,
+    /// A running container of the sandbox whose processes it sees, and that sees its.
+    pub pid_of: Option<String>,
 }
 
 /// The paths container engines hide by custom.
@@ -277,7 +314,7 @@ pub struct User {
 }
 
 /// One mount of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
     /// On the host; unused for tmpfs.
     pub source: PathBuf,
@@ -289,13 +326,23 @@ pub struct Mount {
     pub kind: MountKind,
     /// How mounts beneath it travel.
     pub propagation: Propagation,
+    /// What of the source is mounted: a path resolved inside it, made as a directory when missing. Empty: all of it.
+    pub sub_path: String,
+    /// With `read_only`: what is mounted beneath it is read-only as well.
+    pub recursive_read_only: bool,
 }
 
 /// Kinds of mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum MountKind {
     /// A directory or file of the host, with what is mounted beneath it.
+    #[default]
     Bind,
+    /// Unpacked layers of an image, bottom first; read-only, and nothing in it can be run.
+    Image {
+        /// The layers.
+        layers: Vec<PathBuf>,
+    },
     /// Fresh memory; `size_bytes` `None` means half of the machine's.
     Tmpfs {
         /// Most bytes it may hold.
@@ -544,6 +591,14 @@ pub enum Error {
         reason: String,
         /// 127: program not found; 126: not executable; 128: anything else.
         code: i32,
+    },
+    /// Bounds could not be changed.
+    #[error("resize container {name}: {reason}")]
+    Resize {
+        /// The container.
+        name: String,
+        /// The file that was refused, and why.
+        reason: String,
     },
     /// The conversation with a shim broke.
     #[error("talk to the shim of sandbox {id}: {reason}")]

@@ -169,6 +169,9 @@ impl LinuxRuntime {
             hostname: spec.hostname.clone(),
             labels: spec.labels.clone(),
             host_network: spec.host_network,
+            host_pid: spec.pids == crate::PidNamespace::Host,
+            share_pid: spec.pids == crate::PidNamespace::Sandbox,
+            host_ipc: spec.host_ipc,
             sysctls: spec.sysctls.clone(),
             resources: wire::resources(&spec.resources),
             cgroups: self.layout.clone(),
@@ -407,6 +410,37 @@ impl Runtime for LinuxRuntime {
 
     fn changes(&self) -> broadcast::Receiver<String> {
         self.known.changes.subscribe()
+    }
+
+    async fn resize_container(
+        &self,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+        resources: &crate::Resources,
+    ) -> Result<(), Error> {
+        self.link(sandbox)?;
+        let runs = self.known.lock().get(sandbox).is_some_and(|entry| {
+            let mut states = entry.state.containers.iter();
+            states.any(|c| {
+                c.name == name && c.attempt == attempt && matches!(c.phase, crate::Phase::Running { .. })
+            })
+        });
+        if !runs {
+            return Ok(());
+        }
+        let group = format!("{}/{sandbox}/{}", self.config.cgroup, shim::key(name, attempt));
+        let (layout, bounds) = (self.layout.clone(), wire::resources(resources));
+        let resized = block(move || layout.update(&group, &bounds)).await;
+        resized.map_err(|error| Error::Resize { name: name.to_owned(), reason: error.to_string() })
+    }
+
+    async fn resize_sandbox(&self, sandbox: &str, resources: &crate::Resources) -> Result<(), Error> {
+        self.link(sandbox)?;
+        let group = format!("{}/{sandbox}", self.config.cgroup);
+        let (layout, bounds) = (self.layout.clone(), wire::resources(resources));
+        let resized = block(move || layout.update(&group, &bounds)).await;
+        resized.map_err(|error| Error::Resize { name: "of a sandbox".to_owned(), reason: error.to_string() })
     }
 
     async fn usage(&self, sandbox: &str) -> Result<Usage, Error> {

@@ -49,6 +49,7 @@ pub(crate) fn container(from: ContainerSpec) -> shim::Container {
         log_files: from.log_files,
         tty: from.tty,
         stdin: from.stdin,
+        pid_of: from.pid_of.unwrap_or_default(),
     }
 }
 
@@ -100,9 +101,10 @@ pub(crate) fn exit(from: shim::Exit) -> Exit {
 }
 
 fn mount(from: Mount) -> shim::Mount {
-    let (tmpfs, size_bytes) = match from.kind {
-        MountKind::Bind => (false, 0),
-        MountKind::Tmpfs { size_bytes } => (true, size_bytes.unwrap_or(0)),
+    let (tmpfs, size_bytes, layers) = match from.kind {
+        MountKind::Bind => (false, 0, Vec::new()),
+        MountKind::Image { layers } => (false, 0, layers),
+        MountKind::Tmpfs { size_bytes } => (true, size_bytes.unwrap_or(0), Vec::new()),
     };
     let propagation = match from.propagation {
         Propagation::Private => shim::Propagation::Private,
@@ -116,6 +118,9 @@ fn mount(from: Mount) -> shim::Mount {
         tmpfs,
         size_bytes,
         propagation,
+        sub_path: from.sub_path,
+        recursive_read_only: from.recursive_read_only,
+        layers,
     }
 }
 

@@ -198,6 +198,52 @@ impl Layout {
         found
     }
 
+    /// Kills every process in the group and beneath it. What is forked meanwhile dies too where the kernel does it (v2).
+    pub fn kill(&self, group: &str) {
+        let at_once = self.unified(group).is_some_and(|dir| write(&dir.join("cgroup.kill"), "1").is_ok());
+        if !at_once {
+            for pid in self.pids(group).into_iter().filter_map(rustix::process::Pid::from_raw) {
+                // Gone already is as good.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+
+    /// Changes the bounds of a group that is there; those that are `None` are lifted.
+    ///
+    /// # Errors
+    /// The file that could not be written, e.g. because more memory is in use than the new bound allows.
+    pub fn update(&self, group: &str, bounds: &Resources) -> io::Result<()> {
+        let at = |controller: &str| self.tree(controller).map(|tree| tree.mount.join(group));
+        if let Some(dir) = at("cpu") {
+            write(&dir.join("cpu.shares"), &bounds.cpu_shares.unwrap_or(2).max(2).to_string())?;
+            write(&dir.join("cpu.cfs_period_us"), &period(bounds).to_string())?;
+            let quota = bounds.cpu_quota_us.map_or("-1".to_owned(), |quota| quota.to_string());
+            write(&dir.join("cpu.cfs_quota_us"), &quota)?;
+        }
+        if let Some(dir) = at("memory") {
+            let bytes = bounds.memory_bytes.map_or("-1".to_owned(), |bytes| bytes.to_string());
+            let limit = || write(&dir.join("memory.limit_in_bytes"), &bytes);
+            // The sum with swap may never be below: which of the two goes first depends on the direction.
+            let first = limit();
+            let _ = write(&dir.join("memory.memsw.limit_in_bytes"), &bytes);
+            first.or_else(|_| limit())?;
+        }
+        let Some(tree) = &self.v2 else { return Ok(()) };
+        let (dir, has) =
+            (tree.mount.join(group), |name: &str| tree.controllers.iter().any(|have| have == name));
+        if has("cpu") {
+            write(&dir.join("cpu.weight"), &weight(bounds.cpu_shares.unwrap_or(2)).to_string())?;
+            let quota = bounds.cpu_quota_us.map_or("max".to_owned(), |quota| quota.to_string());
+            write(&dir.join("cpu.max"), &format!("{quota} {}", period(bounds)))?;
+        }
+        if has("memory") {
+            let bytes = bounds.memory_bytes.map_or("max".to_owned(), |bytes| bytes.to_string());
+            write(&dir.join("memory.max"), &bytes)?;
+        }
+        Ok(())
+    }
+
     /// Removes the group and all beneath it from every tree; gone already is success.
     ///
     /// # Errors

@@ -36,6 +36,12 @@ pub struct Sandbox {
     pub labels: BTreeMap<String, String>,
     /// Stay in the host's network namespace.
     pub host_network: bool,
+    /// Stay in the host's pid namespace.
+    pub host_pid: bool,
+    /// Stay in the host's ipc namespace, with its shared memory.
+    pub host_ipc: bool,
+    /// One pid namespace for all containers, with a first process of the shim's own.
+    pub share_pid: bool,
     /// Namespaced sysctls.
     pub sysctls: BTreeMap<String, String>,
     /// Bounds of the whole.
@@ -108,6 +114,8 @@ pub struct Container {
     pub tty: bool,
     /// An open standard input.
     pub stdin: bool,
+    /// The container whose pid namespace it joins; empty: its own, or the sandbox's.
+    pub pid_of: String,
 }
 
 impl Container {
@@ -140,6 +148,12 @@ pub struct Mount {
     pub size_bytes: u64,
     /// How mounts beneath travel.
     pub propagation: Propagation,
+    /// What of the source is mounted, resolved inside it; made as a directory when missing. Empty: all.
+    pub sub_path: String,
+    /// Mounts beneath it are read-only as well.
+    pub recursive_read_only: bool,
+    /// Unpacked layers, bottom first, mounted read-only instead of a source.
+    pub layers: Vec<PathBuf>,
 }
 
 /// Mount propagation.

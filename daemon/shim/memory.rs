@@ -26,6 +26,8 @@ pub(crate) enum SharedMemory {
         /// Where in `namespace`.
         path: PathBuf,
     },
+    /// The host's own, for sandboxes in its ipc namespace.
+    Hosts,
 }
 
 impl SharedMemory {
@@ -64,6 +66,7 @@ impl SharedMemory {
         let tree = match self {
             SharedMemory::Afloat(tree) => rootfs::another_mount(tree.as_fd(), "").map_err(io::Error::from),
             SharedMemory::Kept { namespace, home, path } => within(namespace, home, path),
+            SharedMemory::Hosts => rootfs::clone_tree(Path::new("/dev/shm")).map_err(io::Error::from),
         };
         tree.step(|| "mount the sandbox's shared memory".to_owned())
     }

@@ -24,6 +24,7 @@ use crate::sys;
 
 const RDONLY: u64 = 1;
 const NODEV: u64 = 4;
+const NOEXEC: u64 = 8;
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// mount(2) takes one page of options.
 const LONGEST_OPTIONS: usize = 4095;
@@ -215,7 +216,7 @@ fn attach_cgroups(
         return Ok(());
     }
     for (_, tree) in &groups {
-        sys::mount_setattr(tree.as_fd(), read_only | 2 | NODEV | 8, libc::MS_PRIVATE)
+        sys::mount_setattr(tree.as_fd(), read_only | 2 | NODEV | NOEXEC, libc::MS_PRIVATE)
             .step(|| "make /sys/fs/cgroup read-only".to_owned())?;
     }
     if let ([(_, tree)], true) = (groups.as_slice(), plan.layout.v1.is_empty()) {
@@ -247,11 +248,64 @@ fn source(mount: &Mount) -> Result<Option<(OwnedFd, Kind, bool)>, Fail> {
     if mount.tmpfs {
         return Ok(None);
     }
-    let what = || format!("mount {} on {}", mount.source.display(), mount.target);
-    let meta = fs::metadata(&mount.source).step(what)?;
-    let device = meta.file_type().is_char_device() || meta.file_type().is_block_device();
-    let kind = if meta.is_dir() { Kind::Directory } else { Kind::File };
-    Ok(Some((clone_tree(&mount.source).step(what)?, kind, device)))
+    let what = || match mount.sub_path.as_str() {
+        "" => format!("mount {} on {}", mount.source.display(), mount.target),
+        sub_path => format!("mount {sub_path} of {} on {}", mount.source.display(), mount.target),
+    };
+    let top = match mount.layers.as_slice() {
+        [] if mount.sub_path.is_empty() => clone_tree(&mount.source).step(what)?,
+        [] => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(&mount.source, flags, Mode::empty()).step(what)?
+        }
+        [layer] => clone_tree(layer).step(what)?,
+        layers => image(layers)?,
+    };
+    let tree = if mount.sub_path.is_empty() { top } else { within(top, &mount.sub_path).step(what)? };
+    let kind =
+        rustix::fs::fstat(&tree).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode)).step(what)?;
+    let device = kind.is_char_device() || kind.is_block_device();
+    Ok(Some((tree, if kind.is_dir() { Kind::Directory } else { Kind::File }, device)))
+}
+
+/// The layers of an image as one read-only tree.
+fn image(layers: &[PathBuf]) -> Result<OwnedFd, Fail> {
+    let options: Vec<_> = layers.iter().rev().map(|layer| layer.to_string_lossy()).collect();
+    let options: Vec<(&str, &str)> = options.iter().map(|layer| ("lowerdir+", &**layer)).collect();
+    fresh("overlay", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// What lies at a path inside a volume, and never outside of it whatever its links say.
+fn within(volume: OwnedFd, sub_path: &str) -> Result<OwnedFd, Errno> {
+    let root = Root(volume);
+    let found = match root.find(sub_path) {
+        Err(Errno::NOENT) => {
+            // As the volume itself may be used, so may what is made in it.
+            let mode = rustix::fs::fstat(&root.0)?.st_mode & 0o777;
+            make_within(&root, Path::new(sub_path), Mode::from_raw_mode(mode))?;
+            root.find(sub_path)?
+        }
+        found => found?,
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(&found, "", flags)
+}
+
+fn make_within(root: &Root, path: &Path, mode: Mode) -> Result<(), Errno> {
+    let mut at = PathBuf::new();
+    rustix::process::umask(Mode::empty());
+    for part in path.components() {
+        let parent = if at.as_os_str().is_empty() { None } else { Some(root.find(&at.to_string_lossy())?) };
+        let parent = parent.as_ref().map_or(root.0.as_fd(), AsFd::as_fd);
+        match rustix::fs::mkdirat(parent, part.as_os_str(), mode) {
+            Err(Errno::EXIST) | Ok(()) => at.push(part),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn place(
@@ -271,12 +325,15 @@ fn place(
         return root.attach(&tree, &mount.target, Kind::Directory);
     };
     let no_devices = if device || privileged { 0 } else { NODEV };
+    let image = if mount.layers.is_empty() { 0 } else { RDONLY | NOEXEC };
+    let beneath = if mount.recursive_read_only { read_only } else { 0 };
     let propagation = match mount.propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::HostToContainer => libc::MS_SLAVE,
         Propagation::Bidirectional => libc::MS_SHARED,
     };
-    sys::mount_setattr(tree.as_fd(), read_only | no_devices, propagation).step(what)?;
+    sys::mount_setattr(tree.as_fd(), beneath | image | no_devices, propagation).step(what)?;
+    sys::mount_setattr_of_top(tree.as_fd(), read_only).step(what)?;
     root.attach(&tree, &mount.target, kind)
 }
 
@@ -389,7 +446,7 @@ fn attach_at(tree: &OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::mount::move_mount(tree, "", target, "", flags)
 }
 
-fn clone_tree(path: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn clone_tree(path: &Path) -> Result<OwnedFd, Errno> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     rustix::mount::open_tree(CWD, path, flags)

@@ -92,6 +92,8 @@ pub(crate) struct Shim {
     pub(crate) shm: SharedMemory,
     /// Our own pid namespace, to come back to.
     pub(crate) own_pid_namespace: OwnedFd,
+    /// The first process of the containers' common pid namespace, where they have one.
+    pub(crate) pause: Option<OwnedFd>,
     /// Who asked for the end.
     pub(crate) shutdown: Option<Waiter>,
     /// Mappings of the program's file that can be let go of.
@@ -112,7 +114,10 @@ impl Shim {
         sys::ignore(libc::SIGPIPE);
         sys::ignore(libc::SIGHUP);
         rustix::process::setsid().step(|| "start a session".to_owned())?;
-        sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).step(|| "become a subreaper".to_owned())?;
+        // What is orphaned in the host's pid namespace is the host's first process's to bury: nobody here waits for it.
+        if !spec.host_pid {
+            sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).step(|| "become a subreaper".to_owned())?;
+        }
         spec.cgroups.enter_v1(&shims(&spec)).step(|| "enter the shims' cgroup".to_owned())?;
         let group = spec.group();
         spec.cgroups
@@ -128,6 +133,8 @@ impl Shim {
         listener.set_nonblocking(true).step(|| "set up the socket".to_owned())?;
         let own_pid_namespace =
             fs::File::open("/proc/self/ns/pid").step(|| "open /proc/self/ns/pid".to_owned())?.into();
+        let shm = if spec.host_ipc { SharedMemory::Hosts } else { SharedMemory::new(dir)? };
+        let pause = if spec.share_pid && !spec.host_pid { Some(pause()?) } else { None };
         let shim = Shim {
             spec,
             dir: dir.to_owned(),
@@ -137,8 +144,9 @@ impl Shim {
             next: 0,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
-            shm: SharedMemory::new(dir)?,
+            shm,
             own_pid_namespace,
+            pause,
             shutdown: None,
             code: code(),
             stirred: true,
@@ -187,6 +195,22 @@ impl Shim {
     }
 }
 
+/// Forks the first process of a common pid namespace: it keeps the namespace and buries what is orphaned in it.
+fn pause() -> Result<OwnedFd, Fail> {
+    match sys::fork(libc::CLONE_NEWPID, None).step(|| "fork".to_owned())? {
+        sys::Forked::Parent { pidfd, .. } => Ok(pidfd),
+        sys::Forked::Child => {
+            // With the shim's end the namespace ends, and all that is in it.
+            let _ = sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64);
+            sys::ignore(libc::SIGCHLD);
+            sys::close_from(0);
+            loop {
+                sys::pause();
+            }
+        }
+    }
+}
+
 /// The mappings of the program's code and constants.
 fn code() -> Vec<(usize, usize)> {
     clean_mappings(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
@@ -228,7 +252,8 @@ pub(crate) fn shims(spec: &Sandbox) -> String {
 
 fn enter_namespaces(spec: &Sandbox) -> Result<(), Fail> {
     let net = if spec.host_network { 0 } else { libc::CLONE_NEWNET };
-    sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | net)
+    let ipc = if spec.host_ipc { 0 } else { libc::CLONE_NEWIPC };
+    sys::unshare(libc::CLONE_NEWUTS | ipc | net)
         .step(|| "make network, ipc and uts namespaces".to_owned())?;
     if !spec.hostname.is_empty() {
         rustix::system::sethostname(spec.hostname.as_bytes())

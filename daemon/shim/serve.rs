@@ -175,6 +175,9 @@ fn obey(shim: &mut Shim, order: Order, waiter: Waiter) -> Option<Answer> {
             for process in shim.containers.values().map(|c| &c.process).chain(execs) {
                 kill(process.pidfd.as_ref(), libc::SIGKILL);
             }
+            if shim.spec.host_pid || shim.pause.is_some() {
+                shim.spec.cgroups.kill(&shim.spec.group());
+            }
             None
         }
     }
@@ -193,11 +196,14 @@ fn start(shim: &mut Shim, spec: Container, waiter: Waiter) -> Option<Answer> {
     shim.start(spec, waiter).err().map(failed)
 }
 
-/// `SIGKILL` of the first process ends all of its pid namespace; what joined from outside it dies with them.
+/// `SIGKILL` of the first process ends all of its pid namespace; what joined from outside it dies with them. Where the
+/// namespace is not the container's own, its cgroup says what belongs to it.
 fn signal_container(shim: &Shim, key: &(String, u32), signal: i32) -> Answer {
-    shim.containers
-        .get(key)
-        .map_or_else(not_found, |container| kill(container.process.pidfd.as_ref(), signal))
+    let Some(container) = shim.containers.get(key) else { return not_found() };
+    if signal == libc::SIGKILL && container.process.pidfd.is_some() && !shim.has_own_pids(&container.spec) {
+        shim.spec.cgroups.kill(&shim.group_of(&container.spec));
+    }
+    kill(container.process.pidfd.as_ref(), signal)
 }
 
 fn remove(shim: &mut Shim, key: &(String, u32)) -> Answer {
@@ -265,7 +271,12 @@ fn container_end(shim: &mut Shim, key: &(String, u32)) {
     }
     let Some(container) = shim.containers.get_mut(key) else { return };
     let Some(mut exit) = bury(&mut container.process.pidfd) else { return };
-    for index in 0..container.pumps.len() {
+    let count = container.pumps.len();
+    let container = shim.containers.get(key).expect("looked up above");
+    if !shim.has_own_pids(&container.spec) {
+        shim.spec.cgroups.kill(&shim.group_of(&container.spec));
+    }
+    for index in 0..count {
         pump(shim, key, index);
     }
     let container = shim.containers.get(key).expect("looked up above");

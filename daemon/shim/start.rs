@@ -3,7 +3,7 @@
 //! Invariant: the shim never waits for a child on its way; it hears of success or failure through the report socket.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -53,23 +53,21 @@ impl Shim {
             if spec.tty { (Streams::default(), Ours::default()) } else { streams(spec.stdin)? };
         let cgroup = open_unified(&self.spec.cgroups, group)?;
         let shm = self.shm.another()?;
-        let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
-        let (pid, pidfd) =
-            match sys::fork(flags, cgroup.as_ref().map(AsFd::as_fd)).step(|| "fork".to_owned())? {
-                Forked::Parent { pid, pidfd } => (pid, pidfd),
-                Forked::Child => {
-                    let start = self.child(spec, group, &child_report, streams);
-                    let plan = rootfs::Plan {
-                        container: spec,
-                        dir: &dir,
-                        own_net: !self.spec.host_network,
-                        layout: &self.spec.cgroups,
-                        group,
-                        shm: &shm,
-                    };
-                    child::become_container(start, &plan)
-                }
-            };
+        let (pid, pidfd) = match self.fork_in_pid_namespace(spec, cgroup.as_ref().map(AsFd::as_fd))? {
+            Forked::Parent { pid, pidfd } => (pid, pidfd),
+            Forked::Child => {
+                let start = self.child(spec, group, &child_report, streams);
+                let plan = rootfs::Plan {
+                    container: spec,
+                    dir: &dir,
+                    own_net: !self.spec.host_network,
+                    layout: &self.spec.cgroups,
+                    group,
+                    shm: &shm,
+                };
+                child::become_container(start, &plan)
+            }
+        };
         let observed =
             Observed { name: spec.name.clone(), attempt: spec.attempt, pid, ..Observed::default() };
         let pump = |fd: Option<OwnedFd>| fd.map(|fd| Pump { fd, rest: Rest::default() });
@@ -82,6 +80,42 @@ impl Shim {
             input: ours.input,
             listeners: Vec::new(),
         })
+    }
+
+    /// Forks with a mount namespace of its own, and with the pid namespace that the container is to have.
+    fn fork_in_pid_namespace(
+        &self,
+        spec: &Container,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Forked, Fail> {
+        let joined = match spec.pid_of.as_str() {
+            _ if self.spec.host_pid => return fork(libc::CLONE_NEWNS, cgroup),
+            "" => self.pause.as_ref(),
+            name => {
+                let runs = |c: &&Running| c.spec.name == name && c.observed.exit.is_none();
+                let target = self.containers.values().rfind(runs);
+                let pidfd = target.and_then(|target| target.process.pidfd.as_ref());
+                Some(
+                    pidfd
+                        .ok_or_else(|| Fail { reason: format!("no running container {name}"), code: 128 })?,
+                )
+            }
+        };
+        let Some(joined) = joined else { return fork(libc::CLONE_NEWPID | libc::CLONE_NEWNS, cgroup) };
+        // The pid namespace of children is the shim's to choose, and to choose back.
+        sys::setns(joined.as_fd(), libc::CLONE_NEWPID)
+            .step(|| "enter the common pid namespace".to_owned())?;
+        let forked = fork(libc::CLONE_NEWNS, cgroup);
+        if !matches!(forked, Ok(Forked::Child)) {
+            sys::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID)
+                .step(|| "return to the shim's pid namespace".to_owned())?;
+        }
+        forked
+    }
+
+    /// Whether the end of its first process ends all of a container.
+    pub(crate) fn has_own_pids(&self, spec: &Container) -> bool {
+        !self.spec.host_pid && self.pause.is_none() && spec.pid_of.is_empty()
     }
 
     /// Starts a further program in the newest running attempt of a container.
@@ -126,6 +160,10 @@ impl Shim {
         let hostname = &self.spec.hostname;
         Start { layout: &self.spec.cgroups, group, container, hostname, report: report.as_fd(), streams }
     }
+}
+
+fn fork(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Fail> {
+    sys::fork(namespaces, cgroup).step(|| "fork".to_owned())
 }
 
 /// A v2 group's directory, to be born in; `None` without a v2 tree.

@@ -122,8 +122,16 @@ pub(crate) fn setns(fd: BorrowedFd<'_>, namespaces: c_int) -> io::Result<()> {
 
 /// Sets `MOUNT_ATTR_*` and a propagation (`MS_*`, 0 for none) on a mount and all beneath it.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, propagation: u64) -> io::Result<()> {
-    let attr = MountAttr { set, clear: 0, propagation, userns: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    set_attributes(mount, MountAttr { set, clear: 0, propagation, userns: 0 }, libc::AT_RECURSIVE)
+}
+
+/// Sets `MOUNT_ATTR_*` on a mount, and on nothing beneath it.
+pub(crate) fn mount_setattr_of_top(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    set_attributes(mount, MountAttr { set, clear: 0, propagation: 0, userns: 0 }, 0)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attr: MountAttr, flags: c_int) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | flags;
     // SAFETY: path is a C string, attr lives through the call and its size is told.
     let result = unsafe {
         libc::syscall(
@@ -226,6 +234,18 @@ pub(crate) fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Erro
 pub(crate) fn exit(code: c_int) -> ! {
     // SAFETY: does not return.
     unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: u32) {
+    // SAFETY: takes no pointer; only called by a process that uses no descriptor any more.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Sleeps until a signal comes.
+pub(crate) fn pause() {
+    // SAFETY: takes nothing and touches no memory.
+    let _ = unsafe { libc::pause() };
 }
 
 /// Marks every descriptor from `first` on close-on-exec.

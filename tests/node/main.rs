@@ -21,6 +21,7 @@ mod kubectl;
 mod limits;
 mod machine;
 mod node;
+mod pods;
 mod rollout;
 mod saves;
 mod start;

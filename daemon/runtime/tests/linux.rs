@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use runtime::conformance::{container, ended, exec, suite, until};
 use runtime::linux::LinuxRuntime;
-use runtime::{
-    ContainerSpec, Error, ExecOrder, ExecSpec, Mount, MountKind, Phase, Propagation, Resources, Runtime, Size,
-};
+use runtime::{ContainerSpec, Error, ExecOrder, ExecSpec, Mount, MountKind, Phase, Resources, Runtime, Size};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 mod bed;
@@ -153,8 +151,7 @@ async fn mounts_are_made_inside_the_root_only() {
         source: source.to_owned(),
         target: target.to_owned(),
         read_only,
-        kind: MountKind::Bind,
-        propagation: Propagation::Private,
+        ..Mount::default()
     };
     let mounts = vec![
         bind(&volume, "/rw", false),
@@ -316,14 +313,8 @@ async fn an_end_while_the_daemon_was_away_is_known_after() {
     let mut spec = bed
         .ground
         .container("ends", &["sh", "-c", "while [ ! -e /gate/open ]; do sleep 0.01; done; exit 42"]);
-    let kind = MountKind::Bind;
-    spec.mounts = vec![Mount {
-        source: gate.clone(),
-        target: "/gate".to_owned(),
-        read_only: true,
-        kind,
-        propagation: Propagation::Private,
-    }];
+    spec.mounts =
+        vec![Mount { source: gate.clone(), target: "/gate".to_owned(), read_only: true, ..Mount::default() }];
     runtime.start_container("s", spec).await.expect("another");
     drop(runtime);
     std::fs::write(gate.join("open"), "").expect("the gate opens");

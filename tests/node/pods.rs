@@ -1,0 +1,229 @@
+//! What is documented of pods, behaviour by behaviour: the rows of pods/*.yaml, all on one node.
+//!
+//! A row is a YAML document: `behaviour` (a true sentence), `spec` of a pod, `with` (objects made before it), `metadata`,
+//! and `steps`, worked through in turn:
+//! `expect` waits until the pod's status holds at least this (a text that starts with `~` is contained in what is there,
+//! `!` alone means absent, `>=2` is a number), `log` and `logs` until a container has said exactly this, `events` until each was told,
+//! `gone` until the pod is not there; `kubectl` runs a command. `$POD` is the pod's name.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::node::{Node, PATIENCE};
+
+/// How often the pods are looked at.
+const LOOK: Duration = Duration::from_millis(150);
+
+struct Row {
+    name: String,
+    behaviour: String,
+    objects: Vec<Value>,
+    steps: Vec<Value>,
+    /// The step that is being waited for, and since when.
+    at: usize,
+    since: Instant,
+    /// Why it is still being waited for.
+    seen: String,
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    use serde_yaml::Deserializer;
+    let documents = Deserializer::from_str(text).map(|document| {
+        let value: serde_yaml::Value = serde::Deserialize::deserialize(document).unwrap();
+        serde_json::to_value(value).unwrap()
+    });
+    documents.filter(|document| !document.is_null()).collect()
+}
+
+/// The rows of one file; pods are named after file and place.
+fn rows(path: &Path) -> Vec<Row> {
+    let file = path.file_stem().unwrap().to_str().unwrap().to_owned();
+    let text = fs::read_to_string(path).unwrap();
+    let row = |(at, document): (usize, Value)| {
+        let behaviour =
+            document["behaviour"].as_str().unwrap_or_else(|| panic!("{file} row {at} tells no behaviour"));
+        let name = document["name"].as_str().map_or_else(|| format!("{file}-{at}"), str::to_owned);
+        let filled = |value: &Value| -> Value {
+            serde_json::from_str(&value.to_string().replace("$POD", &name)).unwrap()
+        };
+        let mut spec = filled(&document["spec"]);
+        for (field, default) in
+            [("restartPolicy", json!("Never")), ("terminationGracePeriodSeconds", json!(1))]
+        {
+            if spec[field].is_null() {
+                spec[field] = default;
+            }
+        }
+        for list in ["containers", "initContainers"] {
+            for container in spec[list].as_array_mut().into_iter().flatten() {
+                if container["image"].is_null() {
+                    container["image"] = "busybox:1".into();
+                }
+            }
+        }
+        let mut metadata = filled(&document["metadata"]);
+        metadata["name"] = name.clone().into();
+        let mut objects: Vec<Value> = document["with"].as_array().into_iter().flatten().map(filled).collect();
+        objects.push(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
+        let steps =
+            document["steps"].as_array().unwrap_or_else(|| panic!("{file} row {at} has steps")).iter();
+        Row {
+            behaviour: format!("{file}: {behaviour}"),
+            objects,
+            steps: steps.map(filled).collect(),
+            at: 0,
+            since: Instant::now(),
+            seen: String::new(),
+            name,
+        }
+    };
+    documents(&text).into_iter().enumerate().map(row).collect()
+}
+
+/// Whether what is there holds at least what is wanted; else the first difference.
+fn holds(found: &Value, wanted: &Value, path: &str) -> Result<(), String> {
+    let differs = || Err(format!("{path} is {found}, wanted {wanted}"));
+    match wanted {
+        Value::Object(fields) => fields.iter().try_for_each(|(name, wanted)| match found {
+            // Conditions and the like are looked up by their type or name.
+            Value::Array(items) => {
+                let item = items.iter().find(|item| item["type"] == **name || item["name"] == **name);
+                holds(item.unwrap_or(&Value::Null), wanted, &format!("{path}.{name}"))
+            }
+            _ => holds(&found[name], wanted, &format!("{path}.{name}")),
+        }),
+        Value::Array(items) => {
+            let there = found.as_array().map_or(0, Vec::len);
+            if there != items.len() {
+                return differs();
+            }
+            let pairs = items.iter().enumerate();
+            pairs.into_iter().try_for_each(|(at, wanted)| holds(&found[at], wanted, &format!("{path}[{at}]")))
+        }
+        Value::String(text) if text == "!" => {
+            if found.is_null() {
+                Ok(())
+            } else {
+                differs()
+            }
+        }
+        Value::String(text) if text.starts_with('~') => match found.as_str() {
+            Some(found) if found.contains(&text[1..]) => Ok(()),
+            _ => differs(),
+        },
+        Value::String(text) if text.starts_with(">=") => {
+            let least: i64 = text[2..].parse().unwrap();
+            if found.as_i64().is_some_and(|found| found >= least) { Ok(()) } else { differs() }
+        }
+        wanted if found == wanted => Ok(()),
+        _ => differs(),
+    }
+}
+
+impl Row {
+    /// Whether the present step is done; else what it waits for.
+    fn try_step(&self, node: &Node, pods: &[Value]) -> Result<(), String> {
+        let step = &self.steps[self.at];
+        let pod = pods.iter().find(|pod| pod["metadata"]["name"] == *self.name);
+        if let Some(args) = step["kubectl"].as_array() {
+            let args: Vec<&str> = args.iter().map(|arg| arg.as_str().unwrap()).collect();
+            let said = node.try_kubectl(&args);
+            return if said.code == 0 { Ok(()) } else { Err(said.all()) };
+        }
+        if step["gone"] == true {
+            return if pod.is_none() { Ok(()) } else { Err("it is there".to_owned()) };
+        }
+        if !step["expect"].is_null() {
+            holds(&pod.ok_or("it is not there")?["status"], &step["expect"], "status")?;
+        }
+        if let Some(wanted) = step["log"].as_str() {
+            same_log(node, &[&self.name], wanted)?;
+        }
+        for (container, wanted) in step["logs"].as_object().into_iter().flatten() {
+            same_log(node, &[&self.name, "-c", container], wanted.as_str().unwrap())?;
+        }
+        if let Some(wanted) = step["events"].as_array() {
+            let selector = format!("involvedObject.name={}", self.name);
+            let told = node.kubectl(&["get", "events", "--field-selector", &selector]);
+            for event in wanted.iter().map(|event| event.as_str().unwrap()) {
+                let (reason, message) = event.split_once(": ").unwrap_or((event, ""));
+                let mut lines = told.lines();
+                if !lines.any(|line| line.contains(reason) && line.contains(message)) {
+                    return Err(format!("no event {event:?} among\n{told}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn same_log(node: &Node, args: &[&str], wanted: &str) -> Result<(), String> {
+    let said = node.try_kubectl(&[&["logs"], args].concat());
+    if said.out == wanted {
+        Ok(())
+    } else {
+        Err(format!("log {:?} {}, wanted {wanted:?}", said.out, said.err))
+    }
+}
+
+/// Works through all rows side by side; the ones that did not come to their end, each with what it waited for.
+fn work(node: &Node, mut rows: Vec<Row>) -> Vec<String> {
+    let mut failed = Vec::new();
+    while !rows.is_empty() {
+        let pods = node.list("pods", "");
+        for row in &mut rows {
+            while row.at < row.steps.len() {
+                match row.try_step(node, &pods) {
+                    Ok(()) => (row.at, row.since) = (row.at + 1, Instant::now()),
+                    Err(seen) => {
+                        row.seen = seen;
+                        break;
+                    }
+                }
+            }
+        }
+        rows.retain(|row| {
+            let late = row.at < row.steps.len() && row.since.elapsed().as_secs() > PATIENCE;
+            if late {
+                failed.push(format!("{} ({}), step {}: {}", row.behaviour, row.name, row.at, row.seen));
+            }
+            row.at < row.steps.len() && !late
+        });
+        std::thread::sleep(LOOK);
+    }
+    failed
+}
+
+/// Runs the rows of some files, or of all, on a node of their own.
+fn check(files: &[&str]) {
+    let mut node = Node::new();
+    node.configure("[kubelet]\nmax_pods = 1000\ncrash_backoff_seconds = 1\n");
+    node.up();
+    node.load_busybox();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/pods");
+    let rows: Vec<Row> = files.iter().flat_map(|file| rows(&dir.join(format!("{file}.yaml")))).collect();
+    assert!(!rows.is_empty(), "there are rows");
+    let objects: Vec<String> = rows.iter().flat_map(|row| &row.objects).map(Value::to_string).collect();
+    node.kubectl_with(&["create", "-f", "-"], &objects.join("\n"));
+    let count = rows.len();
+    let failed = work(&node, rows);
+    assert!(failed.is_empty(), "{} of {count} behaviours do not hold:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn pods_live_as_documented() {
+    check(&["lifecycle", "init", "stopping"]);
+}
+
+#[test]
+fn pods_are_probed_as_documented() {
+    check(&["probes"]);
+}
+
+#[test]
+fn containers_see_what_is_documented() {
+    check(&["environment", "volumes", "namespaces", "resources"]);
+}
