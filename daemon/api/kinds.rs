@@ -207,7 +207,6 @@ const SERVED: &[Row] = &[
 /// Kinds that are stored, listed and watched, but that nothing acts on yet, with what does not happen. Whoever makes it
 /// happen deletes the row.
 const UNATTENDED: &[(&str, &str, &str)] = &[
-    ("", "Endpoints", "traffic follows EndpointSlices only"),
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "no webhook is called"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "it is not evaluated"),
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),

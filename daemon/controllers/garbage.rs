@@ -11,18 +11,20 @@ use std::sync::Arc;
 use api::kinds::Kind;
 use http::Request;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::{Value, json};
 
 use crate::Error;
-use crate::step::{self, Part, Place, Propagation, Step};
+use crate::step::{self, Note, Part, Place, Propagation, Step};
 
 pub(crate) use graph::{Graph, Node};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+const COMPONENT: &str = "garbage-collector-controller";
 
 /// What is there.
 #[derive(Debug, Clone, Default)]
@@ -42,8 +44,12 @@ pub(crate) enum Owner {
     Present,
     /// On its way out, waiting for those it owns to go first.
     Waiting,
-    /// Gone, or never where an owner may be.
+    /// Gone.
     Absent,
+    /// In another namespace: as good as gone, as documented.
+    Elsewhere,
+    /// In a namespace, while what it is to own belongs to the cluster: documented as not to be resolved, so it stays.
+    Misplaced,
 }
 
 /// Collects garbage. A key is the uid of an object.
@@ -66,8 +72,7 @@ impl Garbage {
             return Ok(Owner::Present);
         };
         if kind.namespaced && node.namespace.is_none() {
-            // Documented: what belongs to the cluster cannot be owned by what belongs to a namespace.
-            return Ok(Owner::Absent);
+            return Ok(Owner::Misplaced);
         }
         let namespace = node.namespace.clone().filter(|_| kind.namespaced);
         let at = place(kind, namespace, reference.name.clone());
@@ -83,7 +88,11 @@ impl Garbage {
 
 fn state(node: &Node, reference: &OwnerReference, known: &Node) -> Owner {
     let elsewhere = known.namespace.is_some() && known.namespace != node.namespace;
-    if elsewhere || known.kind.kind != reference.kind || known.name != reference.name {
+    if elsewhere && node.namespace.is_none() {
+        Owner::Misplaced
+    } else if elsewhere {
+        Owner::Elsewhere
+    } else if known.kind.kind != reference.kind || known.name != reference.name {
         Owner::Absent
     } else if known.deleting && known.has(FOREGROUND) {
         Owner::Waiting
@@ -120,22 +129,30 @@ impl Reconciler for Garbage {
 }
 
 /// Deletes what nobody owns any more; lets an owner go when it waits for nothing more.
-pub(crate) fn plan(view: &View, _now: Timestamp) -> Plan<Step> {
+pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     let Some(node) = &view.node else { return Plan::empty() };
     if node.deleting {
         return Plan::in_turn(leave(node, &view.dependents));
     }
+    let misplaced = |owner: &Owner| matches!(owner, Owner::Elsewhere | Owner::Misplaced);
+    let mut steps: Vec<Step> = view
+        .owners
+        .iter()
+        .filter(|(_, owner)| misplaced(owner))
+        .map(|(at, _)| Step::Record(refused(node, at, now)))
+        .collect();
     let gone: Vec<&str> = view
         .owners
         .iter()
-        .filter(|(_, owner)| *owner != Owner::Present)
+        .filter(|(_, owner)| !matches!(owner, Owner::Present | Owner::Misplaced))
         .map(|(at, _)| at.uid.as_str())
         .collect();
     if gone.is_empty() {
-        return Plan::empty();
+        return Plan::in_turn(steps);
     }
     if gone.len() < view.owners.len() {
-        return Plan::in_turn(vec![disowned(node, &gone)]);
+        steps.push(disowned(node, &gone));
+        return Plan::in_turn(steps);
     }
     let waited_for = view.owners.iter().any(|(_, owner)| *owner == Owner::Waiting);
     let propagation = if node.has(ORPHAN) {
@@ -146,7 +163,26 @@ pub(crate) fn plan(view: &View, _now: Timestamp) -> Plan<Step> {
     } else {
         Propagation::Background
     };
-    Plan::in_turn(vec![Step::Delete { at: node.place(), uid: node.uid.clone(), propagation, note: None }])
+    steps.push(Step::Delete { at: node.place(), uid: node.uid.clone(), propagation, note: None });
+    Plan::in_turn(steps)
+}
+
+/// That an owner is not where an owner may be.
+fn refused(node: &Node, owner: &OwnerReference, now: Timestamp) -> Note {
+    let namespace = node.namespace.as_deref().unwrap_or_default();
+    let message = format!(
+        "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+        owner.api_version, owner.kind, owner.name, owner.uid
+    );
+    let about = ObjectReference {
+        api_version: Some(node.kind.api_version()),
+        kind: Some(node.kind.kind.clone()),
+        namespace: node.namespace.clone(),
+        name: Some(node.name.clone()),
+        uid: Some(node.uid.clone()),
+        ..ObjectReference::default()
+    };
+    Note::of(about, now).warns(COMPONENT, "OwnerRefInvalidNamespace", message)
 }
 
 /// What a deleted owner waits for.

@@ -22,7 +22,9 @@ use crate::garbage::{self, Node, Owner};
 use crate::owned::Unseen;
 use crate::pods::{controller, name, uid};
 use crate::step::{Note, Part, Place, Step, seconds};
-use crate::{cronjob, daemonset, deployment, endpointslice, job, namespace, replicas, statefulset};
+use crate::{
+    cronjob, daemonset, deployment, endpoints, endpointslice, job, namespace, replicas, statefulset,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,10 @@ struct Case {
     /// For garbage: the names of owners that are gone or wait.
     #[serde(default)]
     absent: Vec<String>,
+    #[serde(default)]
+    elsewhere: Vec<String>,
+    #[serde(default)]
+    misplaced: Vec<String>,
     #[serde(default)]
     waiting: Vec<String>,
     objects: Vec<Value>,
@@ -265,7 +271,37 @@ fn endpoint_slices_say_where_the_pods_are() {
         };
         let pods = pods.into_iter().filter(selected).collect();
         let slices = case.all::<EndpointSlice>("EndpointSlice");
-        endpointslice::plan(&endpointslice::View { service, pods, slices }, case.now)
+        let nodes: Vec<Arc<k8s_openapi::api::core::v1::Node>> = case.all("Node");
+        let zones = nodes
+            .iter()
+            .filter_map(|node| Some((name(&node.metadata).to_owned(), endpointslice::zone_of(node)?)))
+            .collect();
+        endpointslice::plan(&endpointslice::View { service, pods, slices, zones }, case.now)
+    });
+}
+
+#[test]
+fn endpoints_say_where_the_pods_are() {
+    check_all("endpoints", |case| {
+        let service: Option<Arc<Service>> = case.one("Service");
+        let pods: Vec<Arc<Pod>> = case.all("Pod");
+        let selected = |pod: &Arc<Pod>| {
+            service.as_ref().is_some_and(|service| endpointslice::selects(service, &pod.metadata))
+        };
+        let pods = pods.into_iter().filter(selected).collect();
+        endpoints::plan(&endpoints::View { service, pods, known: case.one("Endpoints") }, case.now)
+    });
+}
+
+#[test]
+fn endpoints_of_services_without_selector_are_mirrored() {
+    check_all("endpointslicemirroring", |case| {
+        let view = endpointslice::mirror::View {
+            endpoints: case.one("Endpoints"),
+            service: case.one("Service"),
+            slices: case.all("EndpointSlice"),
+        };
+        endpointslice::mirror::plan(&view, case.now)
     });
 }
 
@@ -281,10 +317,14 @@ fn what_is_owned_goes_with_its_owners() {
         // The first object is the one that is looked at, the others are what it owns.
         let node_of = |object: &Value| Arc::new(node(object));
         let first = node_of(&case.objects[0]);
-        let state = |uid: &String| match (case.absent.contains(uid), case.waiting.contains(uid)) {
-            (true, _) => Owner::Absent,
-            (_, true) => Owner::Waiting,
-            _ => Owner::Present,
+        let states = [
+            (&case.absent, Owner::Absent),
+            (&case.waiting, Owner::Waiting),
+            (&case.elsewhere, Owner::Elsewhere),
+            (&case.misplaced, Owner::Misplaced),
+        ];
+        let state = |uid: &String| {
+            states.iter().find(|(uids, _)| uids.contains(uid)).map_or(Owner::Present, |(_, state)| *state)
         };
         let owners = first.owners.iter().map(|owner| (owner.clone(), state(&owner.uid))).collect();
         let dependents = case.objects[1..].iter().map(node_of).collect();

@@ -8,6 +8,7 @@ pub mod cluster;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod endpoints;
 mod endpointslice;
 mod garbage;
 mod history;

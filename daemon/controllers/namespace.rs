@@ -106,7 +106,11 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         let object = serde_json::to_value(&namespace).expect("a Kubernetes object can be written as JSON");
         return Plan::in_turn(vec![Step::Put { at: Place::of(&namespace), part: Part::Finalize, object }]);
     }
-    let stays = view.content.iter().filter(|node| !node.deleting && can(node.kind, "delete"));
+    // As documented: pods go first, and nothing else before the last of them is gone, so that none loses what it needs
+    // to end well.
+    let pods: Vec<&Node> = view.content.iter().filter(|node| is_pod(node)).collect();
+    let turn = if pods.is_empty() { view.content.iter().collect() } else { pods };
+    let stays = turn.iter().filter(|node| !node.deleting && can(node.kind, "delete"));
     let deletes: Vec<Step> = stays
         .map(|node| Step::Delete {
             at: node.place(),
@@ -116,10 +120,11 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
         })
         .collect();
     if !deletes.is_empty() {
-        return Plan::in_turn(vec![Step::Together(deletes)]);
+        // Not every kind tells of what goes (events do not), so it is looked at again as soon as all is asked to go.
+        return Plan::in_turn(vec![Step::Together(deletes)]).again_at(now);
     }
     let mut reported = Namespace::clone(namespace);
-    report(&mut reported, &view.content, now);
+    report(&mut reported, &turn, now);
     if reported.status == namespace.status {
         Plan::empty()
     } else {
@@ -127,8 +132,12 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     }
 }
 
+fn is_pod(node: &Node) -> bool {
+    node.kind.group.is_empty() && node.kind.kind == "Pod"
+}
+
 /// The conditions by which Kubernetes tells why a namespace is still there.
-fn report(namespace: &mut Namespace, content: &[Node], now: Timestamp) {
+fn report(namespace: &mut Namespace, content: &[&Node], now: Timestamp) {
     let status = namespace.status.get_or_insert_default();
     status.phase = Some("Terminating".to_owned());
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
@@ -168,6 +177,12 @@ fn report(namespace: &mut Namespace, content: &[Node], now: Timestamp) {
         "False",
         "ResourcesDiscovered",
         "All resources successfully discovered".to_owned(),
+    );
+    set(
+        "NamespaceDeletionGroupVersionParsingFailure",
+        "False",
+        "ParsedGroupVersions",
+        "All legacy kube types successfully parsed".to_owned(),
     );
     set(
         "NamespaceDeletionContentFailure",

@@ -151,7 +151,8 @@ pub(crate) fn plan<K: Replicated>(view: &View<K>, now: Timestamp) -> Plan<Step> 
         }
     }
     let refused = view.unseen.refused.as_deref().filter(|_| missing);
-    let (mut status, next_available) = status(&**set, &asked, &ours, &active, now);
+    let (mut status, next_available) =
+        status(&**set, &asked, (&ours, &active, view.unseen.coming.len()), now);
     judge(&mut status, refused, now);
     if set.reported().as_ref() != Some(&status) {
         // What was refused is likely to be refused again; that it was is told before.
@@ -209,8 +210,7 @@ fn deaths<K: Replicated>(set: &K, mut active: Vec<&Arc<Pod>>, count: usize, now:
 fn status<K: Replicated>(
     set: &K,
     asked: &Asked<'_>,
-    ours: &[&Arc<Pod>],
-    active: &[&Arc<Pod>],
+    (ours, active, coming): (&[&Arc<Pod>], &[&Arc<Pod>], usize),
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<Timestamp>) {
     let wanted = asked.template.and_then(|template| template.metadata.as_ref()?.labels.as_ref());
@@ -225,7 +225,8 @@ fn status<K: Replicated>(
         active.iter().filter_map(|pod| pods::available_at(pod, asked.min_ready_seconds)).collect();
     let leaving = ours.len() - ours.iter().filter(|pod| pods::active(pod) || pods::finished(pod)).count();
     let status = ReplicaSetStatus {
-        replicas: count(active.len()),
+        // Those that were made and are not seen yet are there: a Deployment counts on it.
+        replicas: count(active.len() + coming),
         fully_labeled_replicas: some(active.iter().filter(|pod| labelled(pod)).count()),
         ready_replicas: some(active.iter().filter(|pod| pods::ready(pod)).count()),
         available_replicas: some(available_at.iter().filter(|at| **at <= now).count()),

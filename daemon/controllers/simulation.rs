@@ -122,7 +122,8 @@ impl World {
         };
         let patience = if matches!(self.clock, Clock::Wall) { PATIENCE } else { PAUSED_PATIENCE };
         if tokio::time::timeout(patience, wait).await.is_err() {
-            panic!("{what} did not come to be; there is {}", self.dump::<K>().await);
+            let pods = self.dump::<Pod>().await;
+            panic!("{what} did not come to be; there is {}\nand pods {pods}", self.dump::<K>().await);
         }
     }
 

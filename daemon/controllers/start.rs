@@ -14,7 +14,7 @@ use futures::future::{BoxFuture, Shared, join_all};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Service,
+    Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Service,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Client, Resource};
@@ -23,7 +23,9 @@ use reconcile::{Queue, Reconciler, Tasks};
 use crate::cronjob::{CronJobs, cron_of};
 use crate::daemonset::{self, DaemonSets, what_fits};
 use crate::deployment::Deployments;
-use crate::endpointslice::{EndpointSlices, selects, service_of};
+use crate::endpoints::EndpointsOfServices;
+use crate::endpointslice::mirror::{Mirrors, mirrored_for};
+use crate::endpointslice::{EndpointSlices, selects, service_of, zone_of};
 use crate::garbage::{Garbage, Graph};
 use crate::job::{Jobs, job_of_free};
 use crate::namespace::{Namespaces, can};
@@ -45,6 +47,7 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
     room.jobs();
     room.cron_jobs();
     room.services();
+    room.mirrors();
     room.all_kinds(caches);
 }
 
@@ -171,18 +174,40 @@ impl Room<'_> {
         let of = self.of;
         let queue = Queue::new();
         let (services, pods, slices) = (of.services.clone(), of.pods.clone(), of.slices.clone());
-        self.spawn(&queue, EndpointSlices::new(self.client.clone(), services, pods, slices));
+        let controller = EndpointSlices::new(self.client.clone(), services, pods, slices, of.nodes.clone());
+        self.spawn(&queue, controller);
         wake_itself(&of.services, &queue);
+        let older = Queue::new();
+        let (services, pods, endpoints) = (of.services.clone(), of.pods.clone(), of.endpoints.clone());
+        self.spawn(&older, EndpointsOfServices::new(self.client.clone(), services, pods, endpoints));
+        wake_itself(&of.services, &older);
+        wake_itself(&of.endpoints, &older);
         let (wakes, services) = (queue.clone(), of.services.clone());
         of.pods.listen(move |pod| {
             each_in(&services, pod.metadata.namespace.as_deref(), |key, service| {
                 if selects(service, &pod.metadata) {
                     wakes.wake(key.clone());
+                    older.wake(key.clone());
                 }
             });
         });
+        wake_by_zones(of, &queue);
         of.slices.listen(move |slice| {
             if let Some(service) = service_of(slice) {
+                queue.wake(Key::new(slice.metadata.namespace.clone().unwrap_or_default(), service));
+            }
+        });
+    }
+
+    fn mirrors(&self) {
+        let of = self.of;
+        let queue = Queue::new();
+        let (endpoints, services, slices) = (of.endpoints.clone(), of.services.clone(), of.slices.clone());
+        self.spawn(&queue, Mirrors::new(self.client.clone(), endpoints, services, slices));
+        wake_itself(&of.endpoints, &queue);
+        wake_itself(&of.services, &queue);
+        of.slices.listen(move |slice| {
+            if let Some(service) = mirrored_for(slice) {
                 queue.wake(Key::new(slice.metadata.namespace.clone().unwrap_or_default(), service));
             }
         });
@@ -214,6 +239,7 @@ impl Room<'_> {
                 ("batch", "CronJob") => follow(&graph, kind, &of.cron_jobs, wakes),
                 ("", "ResourceQuota") => follow(&graph, kind, &of.quotas, wakes),
                 ("", "Service") => follow(&graph, kind, &of.services, wakes),
+                ("", "Endpoints") => follow(&graph, kind, &of.endpoints, wakes),
                 ("discovery.k8s.io", "EndpointSlice") => follow(&graph, kind, &of.slices, wakes),
                 ("", "Namespace") => follow(&graph, kind, &of.namespaces, wakes),
                 _ => {
@@ -254,6 +280,7 @@ struct Kinds {
     cron_jobs: Cache<CronJob>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
+    endpoints: Cache<Endpoints>,
     namespaces: Cache<Namespace>,
 }
 
@@ -277,6 +304,7 @@ impl Kinds {
             cron_jobs: caches.of(),
             services: caches.of(),
             slices: caches.of(),
+            endpoints: caches.of(),
             namespaces: caches.of(),
         }
     }
@@ -298,6 +326,7 @@ impl Kinds {
             of.cron_jobs.synced().await;
             of.services.synced().await;
             of.slices.synced().await;
+            of.endpoints.synced().await;
             of.namespaces.synced().await;
         }
     }
@@ -346,19 +375,43 @@ fn wake_claimants(of: &Kinds, queue: &Queue<Key>) {
 
 /// A node whose labels or taints change, that comes or goes, wakes every DaemonSet.
 fn wake_by_nodes(of: &Kinds, queue: &Queue<Key>) {
-    let (queue, sets, nodes) = (queue.clone(), of.daemon_sets.clone(), of.nodes.clone());
-    let mut known: BTreeMap<Key, u64> = BTreeMap::new();
-    of.nodes.listen(move |node| {
-        let key = key_of(&**node);
-        let live = nodes.get(&key).map(|node| what_fits(&node));
-        let before = match live {
-            Some(fits) => known.insert(key, fits),
+    let (queue, sets) = (queue.clone(), of.daemon_sets.clone());
+    on_change(&of.nodes, what_fits, move || {
+        for set in sets.snapshot().keys() {
+            queue.wake(set.clone());
+        }
+    });
+}
+
+/// A node that says another zone wakes every Service.
+fn wake_by_zones(of: &Kinds, queue: &Queue<Key>) {
+    let (queue, services) = (queue.clone(), of.services.clone());
+    on_change(&of.nodes, zone_of, move || {
+        for service in services.snapshot().keys() {
+            queue.wake(service.clone());
+        }
+    });
+}
+
+/// Calls when what matters of some object is not what it was: most changes, such as heartbeats, change nothing of it.
+fn on_change<K, M>(
+    cache: &Cache<K>,
+    matters: impl Fn(&K) -> M + Send + 'static,
+    mut call: impl FnMut() + Send + 'static,
+) where
+    K: Resource + Send + Sync + 'static,
+    M: PartialEq + Clone + Send + 'static,
+{
+    let (seen, mut known) = (cache.clone(), BTreeMap::<Key, M>::new());
+    cache.listen(move |object| {
+        let key = key_of(&**object);
+        let live = seen.get(&key).map(|object| matters(&object));
+        let before = match live.clone() {
+            Some(matters) => known.insert(key, matters),
             None => known.remove(&key),
         };
         if before != live {
-            for set in sets.snapshot().keys() {
-                queue.wake(set.clone());
-            }
+            call();
         }
     });
 }

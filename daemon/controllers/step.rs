@@ -151,16 +151,22 @@ impl Note {
     /// An event about an object of a known kind.
     pub(crate) fn about<K: Resource<DynamicType = ()>>(object: &K, now: Timestamp) -> Note {
         let meta = object.meta();
+        let about = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            resource_version: meta.resource_version.clone(),
+            field_path: None,
+        };
+        Note::of(about, now)
+    }
+
+    /// An event about any object.
+    pub(crate) fn of(about: ObjectReference, now: Timestamp) -> Note {
         Note {
-            about: ObjectReference {
-                api_version: Some(K::api_version(&()).into_owned()),
-                kind: Some(K::kind(&()).into_owned()),
-                namespace: meta.namespace.clone(),
-                name: meta.name.clone(),
-                uid: meta.uid.clone(),
-                resource_version: meta.resource_version.clone(),
-                field_path: None,
-            },
+            about,
             component: "",
             warning: false,
             reason: "",

@@ -12,7 +12,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::sets::{Sets, annotated, reported, revision, safely_available, size};
+use super::sets::{Sets, annotated, reported, revision, safely_available, seen, size};
 use super::{COMPONENT, DESIRED, HISTORY, MOST, REVISION, fences, recreates, wanted};
 use crate::names::{TEMPLATE_HASH, template_hash};
 use crate::pods::name;
@@ -97,6 +97,10 @@ fn new_size(deployment: &Deployment, sets: &Sets, size_now: i32) -> i32 {
     let wanted = wanted(deployment);
     if recreates(deployment) || size_now >= wanted {
         return wanted;
+    }
+    // A set that has not seen its last size yet may still be making pods for the one before.
+    if sets.old.iter().any(|old| !seen(old)) {
+        return size_now;
     }
     let (surge, _) = fences(deployment);
     let room = (wanted + surge - sets.there()).max(0);
@@ -292,10 +296,6 @@ pub(crate) fn cleanup(deployment: &Deployment, sets: &Sets) -> Vec<Step> {
         sets.old.iter().filter(|set| set.metadata.deletion_timestamp.is_none()).collect();
     old.sort_by_key(|set| revision(set));
     let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
-    let empty = |set: &&&Arc<ReplicaSet>| {
-        let status = reported(set);
-        let seen = set.metadata.generation <= status.observed_generation;
-        status.replicas == 0 && size(set) == 0 && seen
-    };
+    let empty = |set: &&&Arc<ReplicaSet>| reported(set).replicas == 0 && size(set) == 0 && seen(set);
     old.iter().take(surplus).filter(empty).map(|set| Step::delete(&***set, None)).collect()
 }

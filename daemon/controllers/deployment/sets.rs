@@ -86,6 +86,11 @@ pub(crate) fn reported(set: &ReplicaSet) -> ReplicaSetStatus {
     set.status.clone().unwrap_or_default()
 }
 
+/// Whether what the set reports is about the size that it has now.
+pub(crate) fn seen(set: &ReplicaSet) -> bool {
+    set.metadata.generation <= reported(set).observed_generation
+}
+
 /// Pods of a set that will still be available when it has done what was asked.
 pub(crate) fn safely_available(set: &ReplicaSet) -> i32 {
     reported(set).available_replicas.unwrap_or(0).min(size(set))
