@@ -196,13 +196,16 @@ pub(crate) async fn carry(
         Protocol::Channels => Some(websocket::wire(upgraded).await),
         _ => spdy::wire(upgraded, wanted).await,
     };
+    // A terminal has one stream for both.
+    let told_on = if wanted.tty || !wanted.stderr { STDOUT } else { STDERR };
     match wire {
-        Some(wire) => connect(wire, started, of).await,
+        Some(wire) => connect(wire, started, of, told_on).await,
         None => debug!("the client did not open the streams it asked for"),
     }
 }
 
-async fn connect(wire: Wire, started: Result<Exec, runtime::Error>, of: EndOf) {
+/// `told_on`: the channel on which a client reads why nothing started.
+async fn connect(wire: Wire, started: Result<Exec, runtime::Error>, of: EndOf, told_on: u8) {
     let Wire { outgoing, mut incoming, carrier } = wire;
     // A client that is gone waits for no answer: what cannot be sent is of no use.
     let mut exec = match started {
@@ -211,7 +214,7 @@ async fn connect(wire: Wire, started: Result<Exec, runtime::Error>, of: EndOf) {
             // kubectl shows the exit code only; the reason goes where a shell would print it.
             drop(incoming);
             let reason = format!("{}\n", reconcile::chain(&error));
-            let _ = outgoing.send((STDERR, reason.into())).await;
+            let _ = outgoing.send((told_on, reason.into())).await;
             let _ = outgoing.send((STATUS, not_started(&error).to_string().into())).await;
             drop(outgoing);
             let _ = carrier.await;

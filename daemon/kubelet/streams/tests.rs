@@ -43,7 +43,7 @@ async fn the_last_words_of_a_program_outlive_what_its_client_says_meanwhile() {
     let size = websocket::frame(SIZE, br#"{"Width":80,"Height":24}"#);
     client.send(size.clone()).await.unwrap();
     let started = echo("last words").await;
-    let mut done = tokio::spawn(connect(wire, started, EndOf::Exec));
+    let mut done = tokio::spawn(connect(wire, started, EndOf::Exec, STDERR));
     // The client is busy elsewhere while the program ends and everything is sent; it says something more.
     client.send(size).await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(200), &mut done).await;
@@ -60,6 +60,21 @@ async fn the_last_words_of_a_program_outlive_what_its_client_says_meanwhile() {
     done.await.unwrap();
 }
 
+#[tokio::test]
+async fn why_nothing_started_is_told_on_the_stream_that_the_client_reads() {
+    for channel in [STDOUT, STDERR] {
+        let (client, server) = pair().await;
+        let wire = websocket::wire(server).await;
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let started = FakeRuntime::default().exec("none", "c", ExecSpec::default()).await;
+        let done = tokio::spawn(connect(wire, started, EndOf::Exec, channel));
+        let Message::Binary(first) = client.next().await.unwrap().unwrap() else { panic!("it is told") };
+        assert_eq!(first[0], channel);
+        drop(client);
+        done.await.unwrap();
+    }
+}
+
 /// What an old client sends to open streams: id and headers each.
 fn opened(writer: &mut spdy::Script, streams: &[(u32, &[(&str, &str)])]) -> Vec<u8> {
     streams.iter().flat_map(|(id, headers)| writer.open(*id, headers)).collect()
@@ -74,7 +89,7 @@ async fn a_program_speaks_over_spdy() {
         [(1, &[("streamType", "error")]), (3, &[("streamType", "stdout")]), (5, &[("streamType", "stderr")])];
     client.write_all(&opened(&mut script, &streams)).await.unwrap();
     let wire = spdy::wire(server, wanted).await.unwrap();
-    let done = tokio::spawn(connect(wire, echo("hello").await, EndOf::Exec));
+    let done = tokio::spawn(connect(wire, echo("hello").await, EndOf::Exec, STDERR));
     let said = spdy::Script::hear(&mut client, 3).await;
     assert_eq!(said[&3], b"hello\n");
     assert_eq!(said[&1], br#"{"metadata":{},"status":"Success"}"#);
