@@ -2,7 +2,7 @@
 
 use apiserver::Server;
 use futures::future::BoxFuture;
-use gitops::Engine;
+use gitops::{Caller, Denied, Engine, Service};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use web::{Decision, ImageOrder, Pieces, Refusal};
@@ -82,6 +82,62 @@ impl web::Actions for Actions {
 
     fn hurry(&self, name: &str) -> usize {
         self.engine.hurry(name)
+    }
+
+    fn webhook_secrets(&self, name: &str) -> Result<Vec<String>, Refusal> {
+        let secrets = self.engine.webhook_secrets(name);
+        secrets.iter().map(|secret| secret.read().map_err(|error| refuse(500, &error))).collect()
+    }
+
+    fn admit_git(&self, application: &str, is_local: bool, token: Option<String>) -> Result<(), Refusal> {
+        let admitted = self.engine.admits(application, &Caller { is_local, token });
+        admitted.map_err(|denied| match denied {
+            Denied::NotFound => Refusal {
+                status: 404,
+                message: format!(
+                    "no application {application:?} is pushed into; declare it with push = {{}}"
+                ),
+            },
+            Denied::Token => Refusal {
+                status: 401,
+                message: "give the token of the configuration as the password".to_owned(),
+            },
+            Denied::Remote => Refusal {
+                status: 403,
+                message: "without a token in the configuration (push.token) only this machine is served"
+                    .to_owned(),
+            },
+            Denied::Unreadable(why) => Refusal { status: 500, message: why },
+        })
+    }
+
+    fn git_refs(&self, application: &str, service: &str) -> Result<Vec<u8>, Refusal> {
+        let Some(service) = Service::parse(service) else {
+            return Err(Refusal { status: 403, message: format!("service {service:?} is not served") });
+        };
+        self.engine.advertise(application, service).map_err(|error| refuse(500, &error))
+    }
+
+    fn git(
+        &self,
+        application: String,
+        service: &'static str,
+        mut body: web::Incoming,
+        answer: web::Outgoing,
+    ) -> BoxFuture<'static, ()> {
+        let engine = self.engine.clone();
+        Box::pin(async move {
+            let done = match Service::parse(service) {
+                Some(Service::Receive) => engine.receive(&application, body, answer).await,
+                _ => {
+                    let asked = body.recv().await.unwrap_or_default();
+                    engine.serve_fetch(&application, asked, answer).await
+                }
+            };
+            if let Err(error) = done {
+                tracing::warn!(application, error = reconcile::chain(&error), "git was not served");
+            }
+        })
     }
 
     fn revision(&self) -> u64 {

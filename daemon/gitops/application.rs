@@ -97,6 +97,8 @@ impl Follower {
             Origin::Directory(path) => {
                 Source { kind: "dir".to_owned(), location: path.display().to_string(), ..Source::default() }
             }
+            // Laid out by the engine as a repository on this machine.
+            Origin::Pushed { .. } => Source::default(),
             Origin::Git { location, reference, .. } => Source {
                 kind: "git".to_owned(),
                 location: location.shown(),

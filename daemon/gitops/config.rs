@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Error;
 use crate::policy::{Ignore, OnRemoval, Policy, Window};
-use crate::source::Location;
+use crate::secret::Secret;
+use crate::source::{Location, Verify};
 
 /// One application: a source, a path and a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct Application {
     /// A repository: a path, `file://`, `https://`, `ssh://` or `user@host:path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<String>,
+    /// The node itself holds the repository, and `git push` brings it. Instead of `dir` or `git`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushInto>,
     /// A branch, tag, commit or full ref; the repository's HEAD when absent.
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
@@ -39,6 +43,12 @@ pub struct Application {
     /// Whether a source that has become empty may prune everything.
     #[serde(default)]
     pub allow_empty: bool,
+    /// Whose signatures a commit or tag has to carry; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+    /// What a forge signs its webhooks with; without one a webhook need not be signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_secret: Option<Secret>,
     /// How often a repository on another machine is asked for its refs.
     #[serde(default)]
     pub interval: Seconds,
@@ -66,6 +76,22 @@ pub struct Application {
     /// Fields that belong to somebody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignore: Vec<Ignore>,
+}
+
+/// How a repository that the node holds is pushed into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PushInto {
+    /// The password that a push or fetch has to give, whatever the user. Without one only this machine is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// How long a push waits for its revision to become healthy.
+    #[serde(default = "five_minutes")]
+    pub timeout: Seconds,
+}
+
+fn five_minutes() -> Seconds {
+    Seconds(300)
 }
 
 fn half() -> u8 {
@@ -141,6 +167,7 @@ fn parse_seconds(text: &str) -> Option<Seconds> {
 pub(crate) enum Origin {
     Directory(PathBuf),
     Git { location: Location, reference: String, path: String },
+    Pushed { reference: String, path: String },
 }
 
 impl Application {
@@ -174,25 +201,34 @@ impl Application {
         if let Err(why) = self.check_policy() {
             return refuse(&why);
         }
-        match (&self.dir, &self.git) {
-            (Some(_), Some(_)) => refuse("it names both `dir` and `git`; keep one"),
-            (None, None) => refuse("it has no source; add `dir = \"…\"` or `git = \"…\"`"),
-            (Some(dir), None) => {
-                if self.reference.is_some() || self.path.is_some() {
-                    return refuse("`ref` and `path` go with `git`, not with `dir`");
-                }
-                Ok(Origin::Directory(dir.clone()))
+        let sources = [self.dir.is_some(), self.git.is_some(), self.push.is_some()];
+        match sources.iter().filter(|named| **named).count() {
+            0 => return refuse("it has no source; add `dir = \"…\"`, `git = \"…\"` or `push = {}`"),
+            1 => {}
+            _ => return refuse("it names several of `dir`, `git` and `push`; keep one"),
+        }
+        let secrets = [&self.webhook_secret, &self.push.as_ref().and_then(|push| push.token.clone())];
+        if let Some(flaw) = secrets.into_iter().flatten().find_map(Secret::flaw) {
+            return refuse(flaw);
+        }
+        if let Some(dir) = &self.dir {
+            if self.reference.is_some() || self.path.is_some() {
+                return refuse("`ref` and `path` go with `git` or `push`, not with `dir`");
             }
-            (None, Some(url)) => {
+            return Ok(Origin::Directory(dir.clone()));
+        }
+        let path = self.path.as_deref().unwrap_or("").trim_matches('/');
+        if path.split('/').any(|part| part == "..") {
+            return refuse("`path` must not leave the repository");
+        }
+        let path = path.trim_start_matches("./").to_owned();
+        let path = if path == "." { String::new() } else { path };
+        let reference = self.reference.clone().unwrap_or_else(|| "HEAD".to_owned());
+        match &self.git {
+            None => Ok(Origin::Pushed { reference, path }),
+            Some(url) => {
                 let location = Location::parse(url)
                     .map_err(|why| Error::Config { application: self.name.clone(), why })?;
-                let path = self.path.as_deref().unwrap_or("").trim_matches('/');
-                if path.split('/').any(|part| part == "..") {
-                    return refuse("`path` must not leave the repository");
-                }
-                let path = path.trim_start_matches("./").to_owned();
-                let path = if path == "." { String::new() } else { path };
-                let reference = self.reference.clone().unwrap_or_else(|| "HEAD".to_owned());
                 Ok(Origin::Git { location, reference, path })
             }
         }
@@ -235,7 +271,7 @@ mod tests {
     fn a_source_is_exactly_one_of_dir_and_git() {
         for (json, word) in [
             (serde_json::json!({"name": "a"}), "no source"),
-            (serde_json::json!({"name": "a", "dir": "x", "git": "y"}), "both"),
+            (serde_json::json!({"name": "a", "dir": "x", "git": "y"}), "several"),
             (serde_json::json!({"name": "a", "dir": "x", "ref": "main"}), "`ref`"),
             (serde_json::json!({"name": "a", "git": "/r", "path": "../x"}), "leave"),
             (serde_json::json!({"name": "A b", "dir": "x"}), "lower-case"),

@@ -21,12 +21,13 @@ use tracing::warn;
 use crate::application::{Board, Follower, Neighbourhood};
 use crate::archive::Tombstone;
 use crate::build::Id;
-use crate::config::{Application, Origin};
+use crate::config::{Application, Origin, PushInto};
 use crate::diff::Diff;
 use crate::explain::{self, Explanation};
 use crate::live::Watched;
 use crate::plan::{self, Step, View};
-use crate::source::{Directory, Git, Location, Slot, Wanted};
+use crate::secret::Secret;
+use crate::source::{Directory, Git, Location, Pushed, Slot, Snapshot, Wanted};
 use crate::status::{Decisions, Status};
 use crate::{APPLICATION_LABEL, Error, act, decide, order};
 
@@ -77,6 +78,9 @@ struct Inner {
     /// Applications that are no longer declared and take their objects with them.
     leaving: Mutex<BTreeMap<String, Arc<Follower>>>,
     around: Neighbourhood,
+    /// Repositories that the node itself holds.
+    pushed: BTreeMap<String, (Pushed, PushInto)>,
+    declared: BTreeMap<String, Application>,
     /// By the location without credentials.
     hurries: BTreeMap<String, Arc<Notify>>,
     sources: Mutex<Vec<Source>>,
@@ -109,6 +113,8 @@ impl Engine {
             followers: BTreeMap::new(),
             leaving: Mutex::default(),
             around: around.clone(),
+            pushed: BTreeMap::new(),
+            declared: parts.applications.iter().map(|app| (app.name.clone(), app.clone())).collect(),
             hurries: BTreeMap::new(),
             sources: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -117,14 +123,21 @@ impl Engine {
         let mut repositories: BTreeMap<Location, Git> = BTreeMap::new();
         let mut sources = Vec::new();
         for application in parts.applications {
-            let origin = application.origin()?;
+            let mut origin = application.origin()?;
             let name = application.name.clone();
+            if let (Origin::Pushed { reference, path }, Some(settings)) = (&origin, &application.push) {
+                let pushed = Pushed::open(parts.dir.join("pushed").join(format!("{name}.git")), reference)?;
+                let location = Location::Local(pushed.dir.clone());
+                origin = Origin::Git { location, reference: pushed.followed.clone(), path: path.clone() };
+                inner.pushed.insert(name.clone(), (pushed, settings.clone()));
+            }
             let wake = (queue.clone(), name.clone());
             let (slot, sourced) = Slot::new(move || wake.0.wake(wake.1.clone()), Arc::clone(&parts.now));
             match &origin {
                 Origin::Directory(path) => {
                     sources.push(Source::Directory(Directory { path: path.clone(), slot }))
                 }
+                Origin::Pushed { .. } => {}
                 Origin::Git { location, reference, path } => {
                     let hurry = inner.hurries.entry(location.shown()).or_default();
                     let git = repositories.entry(location.clone()).or_insert_with(|| Git {
@@ -136,7 +149,13 @@ impl Engine {
                         hurry: Arc::clone(hurry),
                     });
                     git.interval = git.interval.min(application.interval.duration());
-                    git.wanted.push(Wanted { reference: reference.clone(), path: path.clone(), slot });
+                    git.wanted.push(Wanted {
+                        reference: reference.clone(),
+                        path: path.clone(),
+                        verify: application.verify.clone(),
+                        slot,
+                        index: Mutex::default(),
+                    });
                 }
             }
             let follower = Arc::new(Follower::new(application, &origin, sourced, &around));
@@ -240,6 +259,17 @@ impl Engine {
             self.inner.hurries.iter().filter(|(known, _)| fits(known)).map(|(_, hurry)| hurry).collect();
         hurried.iter().for_each(|hurry| hurry.notify_one());
         hurried.len()
+    }
+
+    /// What forges sign the webhooks with of an application, or of those that follow a repository.
+    pub fn webhook_secrets(&self, what: &str) -> Vec<Secret> {
+        let wanted = plain(what);
+        let follows = |name: &str| {
+            let repository = self.inner.followers.get(name).and_then(|follower| follower.repository());
+            name == what || repository.is_some_and(|known| plain(known) == wanted)
+        };
+        let fitting = self.inner.declared.values().filter(|app| follows(&app.name));
+        fitting.filter_map(|app| app.webhook_secret.clone()).collect()
     }
 
     /// Looks at the source and at everything live anew, and forgets the waits after failures.
@@ -433,6 +463,21 @@ impl Engine {
         self.follower(application)?.decide(|told, decisions| decide(told, decisions).map_err(denied))?;
         self.inner.queue.wake(application.to_owned());
         Ok(())
+    }
+
+    /// What a sync to this snapshot would change.
+    pub(crate) async fn diff_of(&self, application: &str, snapshot: Arc<Snapshot>) -> Result<Diff, Error> {
+        self.follower(application)?.diff_of(snapshot, (self.inner.now)()).await
+    }
+
+    /// The repository that the node holds for an application.
+    pub(crate) fn pushed(&self, application: &str) -> Option<(Pushed, PushInto)> {
+        self.inner.pushed.get(application).cloned()
+    }
+
+    /// An application as it is declared.
+    pub(crate) fn declared(&self, application: &str) -> Option<&Application> {
+        self.inner.declared.get(application)
     }
 
     fn follower(&self, application: &str) -> Result<Arc<Follower>, Error> {

@@ -30,6 +30,8 @@ mod order;
 mod plan;
 mod policy;
 mod preview;
+mod push;
+mod secret;
 mod source;
 mod status;
 mod tell;
@@ -37,12 +39,15 @@ mod tell;
 pub use archive::Tombstone;
 pub use build::{Defect, Id};
 pub use check::{Findings, check};
-pub use config::{Application, Seconds};
+pub use config::{Application, PushInto, Seconds};
 pub use diff::{Change, ChangeKind, Diff, FieldChange, PlannedHook};
 pub use engine::{Engine, Parts};
 pub use explain::{Explanation, Link};
 pub use forecast::{Effect, EffectKind};
 pub use policy::{Ignore, OnRemoval, Policy, Window};
+pub use push::{Answer, Caller, Denied};
+pub use secret::{Secret, SecretError};
+pub use source::{Service, Verify};
 pub use status::{
     Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,
     RevisionStatus, Source, Status, SyncStatus, Tally,
@@ -220,6 +225,16 @@ pub enum Error {
         /// Why.
         #[source]
         source: serde_json::Error,
+    },
+    /// A commit whose signature does not hold.
+    #[error("commit {commit} of {repository} is not deployed: {why}")]
+    Unverified {
+        /// As hex.
+        commit: String,
+        /// Path or URL, without secrets.
+        repository: String,
+        /// What about its signature.
+        why: String,
     },
     /// A task of this process ended too early.
     #[error("{0} was cut off")]

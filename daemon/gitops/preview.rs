@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::kinds;
 use futures::StreamExt;
@@ -22,6 +23,7 @@ use crate::guard::{self, Hold};
 use crate::live::{self, whole};
 use crate::order;
 use crate::plan::{Gone, Verdict, View, Wanted, is_ours};
+use crate::source::{Snapshot, Sourced};
 
 impl Follower {
     /// What a sync to the newest revision would change now.
@@ -37,6 +39,18 @@ impl Follower {
             Choice::Earlier { .. } => self.look(seen.told.clone(), self.newest()).await?,
             _ => seen,
         };
+        self.told_diff(view, waits).await
+    }
+
+    /// What a sync to a snapshot would change that is not the newest yet.
+    pub(crate) async fn diff_of(&self, snapshot: Arc<Snapshot>, now: Timestamp) -> Result<Diff, Error> {
+        let told = self.observe(now).await?.told;
+        let sourced = Sourced { snapshot: Some(snapshot), ..Sourced::default() };
+        let view = self.look(told, Arc::new(sourced)).await?;
+        self.told_diff(view, String::new()).await
+    }
+
+    async fn told_diff(&self, view: View, waits: String) -> Result<Diff, Error> {
         let Some(snapshot) = view.sourced.snapshot.clone() else {
             return Err(Error::NoSnapshot(self.application.name.clone()));
         };

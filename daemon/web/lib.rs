@@ -4,6 +4,8 @@
 //! Invariant: nothing is sent, and no timer runs, while nothing changes.
 
 mod detail;
+mod forge;
+mod git;
 mod guard;
 mod html;
 mod images;
@@ -35,6 +37,11 @@ use crate::view::{Eyes, View};
 /// A burst of changes within this time is one update.
 const BURST: Duration = Duration::from_millis(20);
 
+/// The bytes of a request, as they arrive.
+pub type Incoming = tokio::sync::mpsc::Receiver<Vec<u8>>;
+/// Where the bytes of an answer go; closed when the client has gone.
+pub type Outgoing = tokio::sync::mpsc::Sender<Vec<u8>>;
+
 /// What the page can ask of the node. The names are applications' and images'; what is refused says why.
 pub trait Actions: Send + Sync + 'static {
     /// Looks at the source and everything live of an application anew.
@@ -53,6 +60,30 @@ pub trait Actions: Send + Sync + 'static {
     -> BoxFuture<'_, Result<Value, Refusal>>;
     /// Looks at a repository, or at the source of an application, right now. How many sources that were.
     fn hurry(&self, name: &str) -> usize;
+    /// What a forge signs the webhooks of an application with, or of those that follow a repository. Nothing when they
+    /// need no signature.
+    ///
+    /// # Errors
+    /// 500 when the secret that the configuration names cannot be read.
+    fn webhook_secrets(&self, name: &str) -> Result<Vec<String>, Refusal>;
+    /// Whether a caller may push into an application's repository and fetch from it.
+    ///
+    /// # Errors
+    /// 401 when a token is wanted, 403 when only this machine is served, 404 when there is no such repository.
+    fn admit_git(&self, application: &str, is_local: bool, token: Option<String>) -> Result<(), Refusal>;
+    /// The refs of that repository, as a client of `git-receive-pack` or `git-upload-pack` reads them.
+    ///
+    /// # Errors
+    /// 404 when there is no such repository or service.
+    fn git_refs(&self, application: &str, service: &str) -> Result<Vec<u8>, Refusal>;
+    /// Answers a push or a fetch: the client's bytes from `body`, the answer's to `answer`.
+    fn git(
+        &self,
+        application: String,
+        service: &'static str,
+        body: Incoming,
+        answer: Outgoing,
+    ) -> BoxFuture<'static, ()>;
     /// The newest revision of the store.
     fn revision(&self) -> u64;
     /// The images: `[{id, digest, references: [..], size}]`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::{self, Process};
-use crate::{Decision, Refusal, Room, detail, guard, images, page, views};
+use crate::{Decision, Refusal, Room, detail, forge, git, guard, images, page, views};
 
 /// A comment keeps a silent stream open through proxies, which cut after a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(50);
@@ -32,7 +32,7 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; c
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) room: Arc<Room>,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 /// Answers until stopped.
@@ -65,7 +65,10 @@ pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
         .route("/explain", get(explain))
         .route("/object", get(object))
         .route("/plan", get(plan))
-        .route("/webhook/{name}", post(webhook))
+        .route("/webhook/{name}", post(forge::webhook))
+        .route("/git/{name}/info/refs", get(git::refs))
+        .route("/git/{name}/git-receive-pack", post(git::receive))
+        .route("/git/{name}/git-upload-pack", post(git::upload))
         .merge(images::routes())
         .fallback(|| async { refuse(404, "there is nothing here; the status page is at /") })
         .layer(middleware::from_fn(admit))
@@ -289,13 +292,5 @@ async fn pruned(State(app): State<App>, Query(which): Query<Which>) -> Response 
     match one(&app.room, &which) {
         Ok(application) => answer(app.room.actions.pruned(application).await),
         Err(refusal) => refuse(refusal.status, &refusal.message),
-    }
-}
-
-/// What a forge says of the push is not looked at: it only hurries, and the repository itself is asked.
-async fn webhook(State(app): State<App>, Path(name): Path<String>) -> Response {
-    match app.room.actions.hurry(&name) {
-        0 => refuse(404, &format!("no application with a Git source and no repository is called {name:?}")),
-        sources => (StatusCode::ACCEPTED, axum::Json(json!({"sources": sources}))).into_response(),
     }
 }

@@ -58,6 +58,35 @@ impl Actions for Asked {
     fn hurry(&self, name: &str) -> usize {
         usize::from(name == "demo")
     }
+    fn webhook_secrets(&self, name: &str) -> Result<Vec<String>, Refusal> {
+        Ok(if name == "signed" { vec!["secret".to_owned()] } else { Vec::new() })
+    }
+    fn admit_git(&self, application: &str, is_local: bool, token: Option<String>) -> Result<(), Refusal> {
+        let refuse = |status| Err(Refusal { status, message: "no".to_owned() });
+        match application {
+            "demo" if is_local => Ok(()),
+            "locked" if token.as_deref() == Some("t0ken") => Ok(()),
+            "locked" => refuse(401),
+            _ => refuse(404),
+        }
+    }
+    fn git_refs(&self, application: &str, service: &str) -> Result<Vec<u8>, Refusal> {
+        Ok(format!("{application} {service}").into_bytes())
+    }
+    fn git(
+        &self,
+        application: String,
+        service: &'static str,
+        mut body: Incoming,
+        answer: Outgoing,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            answer.send(format!("{application} {service} ").into_bytes()).await.unwrap();
+            while let Some(bytes) = body.recv().await {
+                answer.send(bytes).await.unwrap();
+            }
+        })
+    }
     fn revision(&self) -> u64 {
         42
     }
@@ -463,4 +492,20 @@ async fn decisions_reach_the_engine_and_a_browser_goes_back_to_the_page() {
     assert_eq!(status, StatusCode::SEE_OTHER);
     let (status, _) = world.ask(Request::post("/confirm").header("sec-fetch-site", "cross-site"), "").await;
     assert_eq!(status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn git_is_spoken_with_whom_the_application_admits() {
+    let world = World::new().await;
+    let get = |path: &str| http::Request::get(path);
+    let refs = "info/refs?service=git-receive-pack";
+    let (code, text) = world.ask(get(&format!("/git/demo.git/{refs}")), "").await;
+    assert_eq!((code, text.as_str()), (StatusCode::OK, "demo git-receive-pack"));
+    let (code, text) = world.ask(http::Request::post("/git/demo/git-receive-pack"), "bytes").await;
+    assert_eq!((code, text.as_str()), (StatusCode::OK, "demo git-receive-pack bytes"));
+    assert_eq!(world.ask(get(&format!("/git/locked/{refs}")), "").await.0, StatusCode::UNAUTHORIZED);
+    let given = get(&format!("/git/locked/{refs}")).header("authorization", "Basic bWU6dDBrZW4=");
+    assert_eq!(world.ask(given, "").await.0, StatusCode::OK);
+    assert_eq!(world.ask(get(&format!("/git/none/{refs}")), "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(world.ask(http::Request::post("/webhook/signed"), "{}").await.0, StatusCode::UNAUTHORIZED);
 }

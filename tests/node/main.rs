@@ -22,6 +22,7 @@ mod limits;
 mod machine;
 mod node;
 mod pods;
+mod push;
 mod rollout;
 mod saves;
 mod start;

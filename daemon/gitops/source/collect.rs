@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{MOST_BYTES, MOST_FILES, Snapshot, is_manifest, is_passing};
 use crate::Error;
-use crate::build::kustomize::{self, NAMES, join, parent};
+use crate::build::kustomize::{self, NAMES, is_below, join, parent};
 
 /// Levels of directories.
 const MOST_DEPTH: usize = 64;
@@ -49,8 +49,12 @@ pub(crate) enum Unlisted {
     Broken(Error),
 }
 
-/// Gathers the files of an application.
-pub(crate) fn collect(tree: &mut dyn Tree, root: &str, shown: &str) -> Result<Snapshot, Error> {
+/// Gathers the files of an application. Also tells which paths outside its directory were asked for.
+pub(crate) fn collect(
+    tree: &mut dyn Tree,
+    root: &str,
+    shown: &str,
+) -> Result<(Snapshot, BTreeSet<String>), Error> {
     let snapshot = Snapshot { root: Arc::from(root), ..Snapshot::default() };
     let mut gathering = Gathering {
         tree,
@@ -63,7 +67,9 @@ pub(crate) fn collect(tree: &mut dyn Tree, root: &str, shown: &str) -> Result<Sn
     };
     gathering.walk(root, 0, true)?;
     gathering.follow()?;
-    Ok(gathering.snapshot)
+    let mut asked = gathering.asked;
+    asked.retain(|path| !root.is_empty() && !is_below(root, path));
+    Ok((gathering.snapshot, asked))
 }
 
 struct Gathering<'t> {

@@ -215,7 +215,7 @@ impl Reader {
         let meta = fs::metadata(&self.root).and_then(|_| fs::read_dir(&self.root));
         meta.map_err(|source| Error::ReadDirectory { path: self.root.clone(), source })?;
         let mut reading = Reading { reader: self, known: BTreeMap::new() };
-        let mut snapshot = collect(&mut reading, &root, &shown)?;
+        let (mut snapshot, _) = collect(&mut reading, &root, &shown)?;
         self.known = reading.known;
         snapshot.revision = revision(&snapshot);
         Ok(snapshot)

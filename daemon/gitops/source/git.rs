@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use notify::{EventKind, RecursiveMode};
@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::location::Location;
 use super::notice::{Notice, Quiet, nearest_existing};
-use super::repository::{GitDir, Mirror, Reading};
+use super::repository::{GitDir, Index, Mirror, Reading};
 use super::transport::Ways;
-use super::{Slot, smart};
+use super::verify::Verify;
+use super::{Slot, Snapshot, smart};
 use crate::Error;
 
 /// A ref is updated by one rename: it is complete at once.
@@ -36,7 +37,10 @@ const MOST_PACKS: usize = 50;
 pub(crate) struct Wanted {
     pub(crate) reference: String,
     pub(crate) path: String,
+    pub(crate) verify: Option<Verify>,
     pub(crate) slot: Slot,
+    /// What the files in the slot are known by, so that a commit that did not touch them costs nothing.
+    pub(crate) index: Mutex<Option<Index>>,
 }
 
 /// A repository that applications follow.
@@ -94,9 +98,7 @@ impl Git {
         let read = tokio::task::spawn_blocking(move || (dir.refs(), dir.objects())).await;
         match read {
             Ok((Ok(refs), objects)) => {
-                for wanted in &self.wanted {
-                    self.read_wanted(wanted, &refs, &objects).await;
-                }
+                self.read_all(&self.wanted.iter().collect::<Vec<_>>(), &refs, objects).await;
             }
             Ok((Err(source), _)) => {
                 self.all_in_trouble(&Error::OpenRepository { repository: self.location.shown(), source });
@@ -105,19 +107,53 @@ impl Git {
         }
     }
 
-    /// Resolves a ref, and reads its commit unless that is what the slot holds.
-    async fn read_wanted(&self, wanted: &Wanted, refs: &BTreeMap<String, String>, objects: &[PathBuf]) {
-        let Some((_, id)) = smart::resolve(refs, &wanted.reference) else {
-            return wanted.slot.trouble(&self.no_ref(wanted, refs));
-        };
-        if let Some(snapshot) = wanted.slot.snapshot().filter(|snapshot| snapshot.revision == id) {
-            return wanted.slot.good((*snapshot).clone());
+    /// Resolves refs, and reads the commits of those whose slots do not hold them, with the repository opened once.
+    async fn read_all(&self, all: &[&Wanted], refs: &BTreeMap<String, String>, objects: Vec<PathBuf>) {
+        let mut readings = Vec::new();
+        for (at, wanted) in all.iter().enumerate() {
+            let Some((_, id)) = smart::resolve(refs, &wanted.reference) else {
+                wanted.slot.trouble(&self.no_ref(wanted, refs));
+                continue;
+            };
+            if let Some(snapshot) = wanted.slot.snapshot().filter(|snapshot| snapshot.revision == id) {
+                wanted.slot.good((*snapshot).clone());
+                continue;
+            }
+            readings.push((at, self.reading(wanted, id, objects.clone()), lock(&wanted.index).clone()));
         }
-        let reading = self.reading(wanted, id, objects.to_vec());
-        match tokio::task::spawn_blocking(move || reading.snapshot()).await {
-            Ok(Ok(snapshot)) => wanted.slot.good(snapshot),
-            Ok(Err(error)) => wanted.slot.trouble(&error),
-            Err(_) => wanted.slot.trouble(&Error::CutOff("reading the commit")),
+        let Some((_, first, _)) = readings.first() else { return };
+        let open = first.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let repository = open.open();
+            let read = |(at, reading, known): (usize, Reading, Option<Index>)| match &repository {
+                Ok(repository) => (at, reading.read(repository, known.as_ref())),
+                Err(_) => (at, reading.snapshot().map(|_| None)),
+            };
+            readings.into_iter().map(read).collect::<Vec<_>>()
+        });
+        match read.await {
+            Err(_) => all.iter().for_each(|wanted| wanted.slot.trouble(&Error::CutOff("reading the commit"))),
+            Ok(results) => {
+                for (at, result) in results {
+                    self.take(all[at], result);
+                }
+            }
+        }
+    }
+
+    fn take(&self, wanted: &Wanted, result: Result<Option<(Snapshot, Index)>, Error>) {
+        match result {
+            Ok(Some((snapshot, index))) => {
+                *lock(&wanted.index) = Some(index);
+                wanted.slot.good(snapshot);
+            }
+            // Untouched: what the slot holds is right, and any trouble is over.
+            Ok(None) => {
+                if let Some(snapshot) = wanted.slot.snapshot() {
+                    wanted.slot.good((*snapshot).clone());
+                }
+            }
+            Err(error) => wanted.slot.trouble(&error),
         }
     }
 
@@ -128,6 +164,7 @@ impl Git {
             path: wanted.path.clone(),
             repository: self.location.shown(),
             reference: wanted.reference.clone(),
+            verify: wanted.verify.clone(),
         }
     }
 
@@ -150,11 +187,9 @@ impl Git {
         let mirror = Mirror { dir: self.mirror.clone() };
         // What was fetched before the daemon started: it serves until the network does.
         let last = mirror.last();
-        for wanted in &self.wanted {
-            if smart::resolve(&last, &wanted.reference).is_some() {
-                self.read_wanted(wanted, &last, &[mirror.objects()]).await;
-            }
-        }
+        let resolved = |wanted: &&Wanted| smart::resolve(&last, &wanted.reference).is_some();
+        let known: Vec<&Wanted> = self.wanted.iter().filter(resolved).collect();
+        self.read_all(&known, &last, vec![mirror.objects()]).await;
         let mut retry = FIRST_RETRY;
         loop {
             let wait = match self.ask(&ways, &mirror).await {
@@ -202,9 +237,7 @@ impl Git {
         if !keep.is_empty() {
             mirror.remember(&keep)?;
         }
-        for wanted in &self.wanted {
-            self.read_wanted(wanted, &refs, &[mirror.objects()]).await;
-        }
+        self.read_all(&self.wanted.iter().collect::<Vec<_>>(), &refs, vec![mirror.objects()]).await;
         Ok(())
     }
 
@@ -236,6 +269,10 @@ impl Git {
         }
         Ok(())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn settled(notice: &Result<Notice, Error>) {

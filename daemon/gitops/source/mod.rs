@@ -8,11 +8,14 @@ mod git;
 mod ignore;
 mod location;
 mod notice;
+mod pushed;
+mod receive;
 mod repository;
 mod smart;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +30,11 @@ use crate::Error;
 pub(crate) use directory::{Directory, read};
 pub(crate) use git::{Git, Wanted};
 pub(crate) use location::Location;
+pub(crate) use pushed::{Incoming, Pushed};
+pub use receive::Service;
+pub(crate) use receive::{Command, Push, PushReader, advertisement, band, fetch, packet, report};
+pub(crate) use repository::Reading;
+pub use verify::Verify;
 
 /// A file larger than this is not a manifest.
 pub(crate) const MOST_FILE_BYTES: usize = 4 << 20;

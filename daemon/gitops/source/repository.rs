@@ -15,6 +15,7 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryInitOptions, Tree};
 use jiff::Timestamp;
 
 use super::collect::{Found, Kind, Tree as Files, Unlisted, collect};
+use super::verify::Verify;
 use super::{MOST_FILE_BYTES, Snapshot};
 use crate::Error;
 use crate::build::kustomize::{join, parent};
@@ -150,6 +151,16 @@ pub(crate) struct Reading {
     /// For messages.
     pub(crate) repository: String,
     pub(crate) reference: String,
+    pub(crate) verify: Option<Verify>,
+}
+
+/// What an application's files are in one commit, by Git's own hashes: equal ones mean equal files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Index {
+    /// The application's directory.
+    tree: Oid,
+    /// What its kustomizations asked for elsewhere; nothing where nothing is.
+    beside: BTreeMap<String, Option<Oid>>,
 }
 
 impl Reading {
@@ -159,7 +170,7 @@ impl Reading {
         move |source| Error::ReadRepository { what: what.clone(), repository: repository.clone(), source }
     }
 
-    fn open(&self) -> Result<Repository, git2::Error> {
+    pub(crate) fn open(&self) -> Result<Repository, git2::Error> {
         let odb = Odb::new()?;
         for dir in &self.objects {
             odb.add_disk_alternate(&dir.to_string_lossy())?;
@@ -175,6 +186,17 @@ impl Reading {
 
     /// The files of the commit.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, Error> {
+        let repository = self.open().map_err(self.failed("objects for"))?;
+        let read = self.read(&repository, None)?;
+        Ok(read.map(|(snapshot, _)| snapshot).unwrap_or_default())
+    }
+
+    /// The files of the commit, and what they are known by; nothing when they are known already.
+    pub(crate) fn read(
+        &self,
+        repository: &Repository,
+        known: Option<&Index>,
+    ) -> Result<Option<(Snapshot, Index)>, Error> {
         if self.id.len() == 64 {
             let repository = self.repository.clone();
             return Err(Error::RepositoryForm {
@@ -183,26 +205,48 @@ impl Reading {
             });
         }
         let id = Oid::from_str(&self.id).map_err(self.failed("ref"))?;
-        let repository = self.open().map_err(self.failed("objects for"))?;
         let object = repository.find_object(id, None).map_err(self.failed("object"))?;
         let commit = object.peel_to_commit().map_err(self.failed("commit"))?;
         let tree = commit.tree().map_err(self.failed("tree of"))?;
-        let is_tree = |entry: &git2::TreeEntry<'_>| entry.kind() == Some(ObjectType::Tree);
-        if !self.path.is_empty() && !tree.get_path(Path::new(&self.path)).is_ok_and(|entry| is_tree(&entry)) {
-            let (path, reference) = (self.path.clone(), self.reference.clone());
-            return Err(Error::NoPath { path, reference, repository: self.repository.clone() });
+        let root = if self.path.is_empty() {
+            tree.id()
+        } else {
+            let entry = tree.get_path(Path::new(&self.path)).ok();
+            let Some(entry) = entry.filter(|entry| entry.kind() == Some(ObjectType::Tree)) else {
+                let (path, reference) = (self.path.clone(), self.reference.clone());
+                return Err(Error::NoPath { path, reference, repository: self.repository.clone() });
+            };
+            entry.id()
+        };
+        let at = |path: &str| tree.get_path(Path::new(path)).ok().map(|entry| entry.id());
+        // All of a repository changes with every commit; a part of it need not.
+        if !self.path.is_empty()
+            && known.is_some_and(|known| {
+                known.tree == root && known.beside.iter().all(|(path, id)| at(path) == *id)
+            })
+        {
+            return Ok(None);
         }
-        let mut files = CommitFiles { repository: &repository, tree: &tree, reading: self };
-        let snapshot = collect(&mut files, &self.path, &self.repository)?;
+        if let Some(verify) = &self.verify {
+            verify.check(repository, id).map_err(|why| Error::Unverified {
+                commit: self.id.get(..12).unwrap_or(&self.id).to_owned(),
+                repository: self.repository.clone(),
+                why,
+            })?;
+        }
+        let mut files = CommitFiles { repository, tree: &tree, reading: self };
+        let (snapshot, asked) = collect(&mut files, &self.path, &self.repository)?;
         let author = commit.author();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ok(Snapshot {
+        let snapshot = Snapshot {
             revision: commit.id().to_string(),
             author: Some(format!("{} <{}>", text(author.name_bytes()), text(author.email_bytes()))),
             message: Some(text(commit.message_bytes()).trim_end().to_owned()),
             committed_at: Timestamp::from_second(commit.time().seconds()).ok(),
             ..snapshot
-        })
+        };
+        let beside = asked.into_iter().map(|path| (at(&path), path)).map(|(id, path)| (path, id)).collect();
+        Ok(Some((snapshot, Index { tree: root, beside })))
     }
 }
 

@@ -42,6 +42,14 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// All that was not read as lines.
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let rest = self.buffer.split_off(self.at);
+        self.buffer.clear();
+        self.at = 0;
+        rest
+    }
+
     /// The next whole line, if it has arrived.
     pub(crate) fn next(&mut self) -> Result<Option<Line>, String> {
         let rest = &self.buffer[self.at..];

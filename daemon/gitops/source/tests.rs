@@ -232,7 +232,13 @@ fn follow_git(
     let wanted = wanted.iter().map(|(reference, path)| {
         let (slot, seen) = slot();
         all.push(seen);
-        Wanted { reference: (*reference).to_owned(), path: (*path).to_owned(), slot }
+        Wanted {
+            reference: (*reference).to_owned(),
+            path: (*path).to_owned(),
+            verify: None,
+            slot,
+            index: std::sync::Mutex::default(),
+        }
     });
     let git = Git {
         location,
@@ -491,4 +497,109 @@ async fn a_hostile_repository_reads_nothing_but_itself_and_hides_nothing() {
     ] {
         assert!(hidden.iter().any(|(name, why)| *name == file && why.contains(word)), "{file}: {hidden:?}");
     }
+}
+
+fn follow_verified(repositories: &Repositories, reference: &str, verify: Verify) -> (Tasks, Seen) {
+    let (slot, seen) = slot();
+    let git = Git {
+        location: Location::Local(repositories.bare.clone()),
+        interval: Duration::from_secs(3600),
+        wanted: vec![Wanted {
+            reference: reference.to_owned(),
+            path: String::new(),
+            verify: Some(verify),
+            slot,
+            index: std::sync::Mutex::default(),
+        }],
+        mirror: repositories.above.path().join("mirror"),
+        ssh: "ssh".into(),
+        hurry: Arc::new(tokio::sync::Notify::new()),
+    };
+    let tasks = Tasks::new();
+    tasks.spawn("git", |stop| git.run(stop));
+    (tasks, seen)
+}
+
+/// Makes an SSH key and returns its path.
+fn ssh_key(dir: &Path, name: &str, kind: &[&str]) -> PathBuf {
+    let path = dir.join(name);
+    let mut made = Command::new("ssh-keygen");
+    made.args(["-q", "-N", "", "-C", "", "-t"]).args(kind).arg("-f").arg(&path);
+    assert!(made.output().unwrap().status.success());
+    path
+}
+
+#[tokio::test]
+async fn only_what_a_known_ssh_key_signed_is_deployed() {
+    let repositories = Repositories::new();
+    let dir = repositories.above.path();
+    let signers = dir.join("signers");
+    let kinds: [&[&str]; 3] = [&["ed25519"], &["ecdsa", "-b", "384"], &["rsa", "-b", "2048"]];
+    let mut text = String::from("# who may deploy\n");
+    let keys: Vec<PathBuf> =
+        kinds.iter().enumerate().map(|(at, kind)| ssh_key(dir, &format!("key{at}"), kind)).collect();
+    for key in &keys {
+        let public = fs::read_to_string(key.with_extension("pub")).unwrap();
+        text.push_str(&format!("ada@example.org namespaces=\"git\" {public}"));
+    }
+    fs::write(&signers, text).unwrap();
+    let stranger = ssh_key(dir, "stranger", &["ed25519"]);
+    let commit = |key: Option<&Path>, text: &str| {
+        fs::write(repositories.work.join("a.yaml"), text).unwrap();
+        git(&repositories.work, &["add", "-A"]);
+        match key {
+            Some(key) => {
+                let signing = format!("user.signingkey={}", key.display());
+                git(
+                    &repositories.work,
+                    &["-c", "gpg.format=ssh", "-c", &signing, "commit", "-q", "-S", "-m", text],
+                );
+            }
+            None => drop(git(&repositories.work, &["commit", "-q", "-m", text])),
+        }
+        git(&repositories.work, &["push", "-q", "origin", "HEAD:main"]);
+    };
+    commit(Some(&keys[0]), "signed 0");
+    let verify = Verify { ssh_signers: Some(signers), gpg_keyring: None };
+    let (_tasks, mut seen) = follow_verified(&repositories, "main", verify);
+    seen.until_files(&[("a.yaml", "signed 0")]).await;
+    for (key, text, word) in [(None, "plain", "not signed"), (Some(&*stranger), "strange", "is not in")] {
+        commit(key, text);
+        let sourced =
+            seen.until(word, |sourced| sourced.trouble.as_ref().is_some_and(|why| why.contains(word))).await;
+        assert_eq!(files(&sourced), [("a.yaml", "signed 0")], "the last good state stays");
+    }
+    for (at, key) in keys.iter().enumerate() {
+        commit(Some(key), &format!("signed again {at}"));
+        let text: &'static str = format!("signed again {at}").leak();
+        seen.until_files(&[("a.yaml", text)]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_does_not_touch_an_application_does_not_wake_it() {
+    let repositories = Repositories::new();
+    repositories.push("one/kustomization.yaml", "resources: [../base]\n", "one");
+    repositories.push("base/kustomization.yaml", "configMapGenerator: [{name: g}]\n", "base");
+    let first = repositories.push("two/b.yaml", "1", "two");
+    let location = Location::Local(repositories.bare.clone());
+    let wanted = [("main", "one"), ("main", "two")];
+    let (_tasks, _, mut seen) = follow_git(location, &wanted, repositories.above.path(), Path::new("ssh"));
+    for seen in &mut seen {
+        seen.until("the first commit", |sourced| {
+            sourced.snapshot.as_ref().is_some_and(|it| it.revision == first)
+        })
+        .await;
+    }
+    let wakes = seen[0].wakes.load(Ordering::SeqCst);
+    repositories.push("two/b.yaml", "2", "touch two");
+    seen[1].until_files(&[("b.yaml", "2")]).await;
+    assert_eq!(seen[0].wakes.load(Ordering::SeqCst), wakes);
+    assert_eq!(seen[0].sourced.borrow().snapshot.as_ref().unwrap().revision, first);
+    // What lies beside it and belongs to it does.
+    let base =
+        repositories.push("base/kustomization.yaml", "configMapGenerator: [{name: h}]\n", "touch the base");
+    seen[0]
+        .until("the base", |sourced| sourced.snapshot.as_ref().is_some_and(|it| it.revision == base))
+        .await;
 }
