@@ -102,10 +102,7 @@ impl Reconciler for CronJobs {
             about.retain(|(reason, _)| *reason != note.reason);
             about.insert((note.reason, note.at));
         }
-        let done = |done: Done<'_>| match done {
-            Done::Created { name } => self.pending.created(key, name),
-            Done::Deleted { uid } => self.pending.deleted(key, uid),
-        };
+        let done = |done: Done<'_>| self.pending.done(key, done);
         step::act(&self.client, step, &done).await
     }
 }

@@ -110,10 +110,7 @@ impl Reconciler for DaemonSets {
     }
 
     async fn act(&self, key: &Key, step: Step) -> Result<(), Error> {
-        let done = |done: Done<'_>| match done {
-            Done::Created { name } => self.pending.created(key, name),
-            Done::Deleted { uid } => self.pending.deleted(key, uid),
-        };
+        let done = |done: Done<'_>| self.pending.done(key, done);
         step::act(&self.client, step, &done).await
     }
 }

@@ -257,7 +257,7 @@ fn jobs_run_and_count_as_documented() {
             .cloned()
             .partition(|pod| controller(&pod.metadata).is_none_or(|known| known.uid == owner));
         let taken = all.iter().map(|pod| name(&pod.metadata).to_owned()).collect();
-        job::plan(&job::View { job, pods, strays, taken, unseen: case.unseen() }, case.now)
+        job::plan(&job::View { job, pods, strays, taken, unseen: case.unseen(), behind: false }, case.now)
     });
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct View {
     pub(crate) taken: BTreeSet<String>,
     /// What was done and is not seen yet.
     pub(crate) unseen: Unseen,
+    /// Its status was written and is not seen yet, while pods that were let go because of it may be.
+    pub(crate) behind: bool,
 }
 
 /// Keeps Jobs.
@@ -99,8 +101,9 @@ impl Reconciler for Jobs {
         let pods = self.pods.by(&key.namespace, uid(&job.metadata));
         let taken = self.pods.names(&key.namespace, &key.name);
         let unseen = self.pending.unseen(key, &pods, &taken);
+        let behind = self.pending.behind(key, job.metadata.resource_version.as_deref());
         let strays = self.strays(key, Some(uid(&job.metadata)));
-        Ok(View { job: Some(job), pods, strays, taken, unseen })
+        Ok(View { job: Some(job), pods, strays, taken, unseen, behind })
     }
 
     fn plan(view: &View, now: Timestamp) -> Plan<Step> {
@@ -108,10 +111,7 @@ impl Reconciler for Jobs {
     }
 
     async fn act(&self, key: &Key, step: Step) -> Result<(), Error> {
-        let done = |done: Done<'_>| match done {
-            Done::Created { name } => self.pending.created(key, name),
-            Done::Deleted { uid } => self.pending.deleted(key, uid),
-        };
+        let done = |done: Done<'_>| self.pending.done(key, done);
         step::act(&self.client, step, &done).await
     }
 }
@@ -137,6 +137,10 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
             None => job_of_free(pod).is_some_and(|known| Some(known) == job.metadata.name.as_deref()),
         };
         steps.extend(view.pods.iter().filter(ours).filter_map(released));
+        return Plan::in_turn(steps);
+    }
+    if view.behind {
+        // The written status comes back as a change of the Job, and with it the next round.
         return Plan::in_turn(steps);
     }
     if let Some(end) = finished(job) {

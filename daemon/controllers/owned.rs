@@ -12,6 +12,7 @@ use client::{Cache, Key, Object, key_of};
 use tokio::time::Instant;
 
 use crate::pods::{controller, uid};
+use crate::step::Done;
 
 /// How long a created object may take to be seen, before a controller stops to count on it: it may have been deleted
 /// before it was looked at.
@@ -105,6 +106,7 @@ struct Waits {
     created: BTreeMap<String, Instant>,
     deleted: BTreeSet<String>,
     refused: Option<String>,
+    written: Option<u64>,
 }
 
 /// The names that were created and are not seen yet, the uids that were deleted and still look alive, and why the last
@@ -120,8 +122,34 @@ pub(crate) struct Unseen {
 }
 
 impl Pending {
+    /// What the cluster has accepted for the key.
+    pub(crate) fn done(&self, key: &Key, done: Done<'_>) {
+        match done {
+            Done::Created { name } => self.created(key, name),
+            Done::Deleted { uid } => {
+                locked(&self.keys).entry(key.clone()).or_default().deleted.insert(uid.to_owned());
+            }
+            // Versions of one server are numbers that only grow.
+            Done::Written { version } => {
+                locked(&self.keys).entry(key.clone()).or_default().written = version.parse().ok();
+            }
+        }
+    }
+
+    /// Whether the key's own object was written and is not seen so yet: what else is seen may be newer than it.
+    pub(crate) fn behind(&self, key: &Key, seen: Option<&str>) -> bool {
+        let mut keys = locked(&self.keys);
+        let Some(waits) = keys.get_mut(key) else { return false };
+        let seen = seen.and_then(|version| version.parse::<u64>().ok());
+        let behind = waits.written.zip(seen).is_some_and(|(written, seen)| seen < written);
+        if !behind {
+            waits.written = None;
+        }
+        behind
+    }
+
     /// An object was created for the key.
-    pub(crate) fn created(&self, key: &Key, name: &str) {
+    fn created(&self, key: &Key, name: &str) {
         let until = Instant::now() + PATIENCE;
         let mut keys = locked(&self.keys);
         let waits = keys.entry(key.clone()).or_default();
@@ -137,11 +165,6 @@ impl Pending {
     /// The key is gone.
     pub(crate) fn forget(&self, key: &Key) {
         locked(&self.keys).remove(key);
-    }
-
-    /// An object of the key was deleted.
-    pub(crate) fn deleted(&self, key: &Key, uid: &str) {
-        locked(&self.keys).entry(key.clone()).or_default().deleted.insert(uid.to_owned());
     }
 
     /// What is not seen yet, given what is.
@@ -162,9 +185,26 @@ impl Pending {
             leaving: waits.deleted.clone(),
             refused: waits.refused.clone(),
         };
-        if unseen == Unseen::default() {
+        if unseen == Unseen::default() && waits.written.is_none() {
             keys.remove(key);
         }
         unseen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_is_waited_for_until_it_or_something_newer_is_seen() {
+        let (pending, key) = (Pending::default(), Key::new("default", "a"));
+        assert!(!pending.behind(&key, Some("7")));
+        pending.done(&key, Done::Written { version: "9" });
+        let unseen = pending.unseen::<k8s_openapi::api::core::v1::Pod>(&key, &[], &BTreeSet::new());
+        assert_eq!(unseen, Unseen::default());
+        assert!(pending.behind(&key, Some("8")));
+        assert!(!pending.behind(&key, Some("10")));
+        assert!(!pending.behind(&key, Some("8")), "seen once is seen");
     }
 }

@@ -114,10 +114,7 @@ impl<K: Replicated> Reconciler for Replicas<K> {
     }
 
     async fn act(&self, key: &Key, step: Step) -> Result<(), Error> {
-        let done = |done: Done<'_>| match done {
-            Done::Created { name } => self.pending.created(key, name),
-            Done::Deleted { uid } => self.pending.deleted(key, uid),
-        };
+        let done = |done: Done<'_>| self.pending.done(key, done);
         let answer = step::act(&self.client, step, &done).await;
         if let Err(Error::Create { source, .. }) = &answer {
             self.pending.refused(key, said(source));

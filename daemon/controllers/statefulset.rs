@@ -122,10 +122,7 @@ impl Reconciler for StatefulSets {
     }
 
     async fn act(&self, key: &Key, step: Step) -> Result<(), Error> {
-        let done = |done: Done<'_>| match done {
-            Done::Created { name } => self.pending.created(key, name),
-            Done::Deleted { uid } => self.pending.deleted(key, uid),
-        };
+        let done = |done: Done<'_>| self.pending.done(key, done);
         step::act(&self.client, step, &done).await
     }
 }

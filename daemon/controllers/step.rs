@@ -10,8 +10,10 @@ use http::{Method, Request};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use kube::core::PartialObjectMeta;
 use kube::{Client, Resource};
 use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -307,7 +309,7 @@ pub(crate) fn act<'a>(
             Step::Create { at, object, note } => create(client, &at, &object, note, done).await,
             Step::Put { at, part, object } => {
                 let path = format!("{}{}", at.path(), part.path());
-                gone_is_done(send(client, Method::PUT, &path, &object).await)
+                gone_is_done(put(client, &path, &object, done).await)
                     .map_err(|source| Error::Update { what: at.to_string(), source: Box::new(source) })
             }
             Step::Patch { at, part, patch, note } => {
@@ -341,6 +343,8 @@ pub(crate) enum Done<'a> {
     Created { name: &'a str },
     /// The object with this uid is on its way out.
     Deleted { uid: &'a str },
+    /// The key's own object has this resourceVersion now.
+    Written { version: &'a str },
 }
 
 async fn create(
@@ -473,7 +477,29 @@ fn namespace_ends(error: &kube::Error) -> bool {
     status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
 
+async fn put(
+    client: &Client,
+    path: &str,
+    object: &Value,
+    done: &(dyn Fn(Done<'_>) + Send + Sync),
+) -> Result<(), kube::Error> {
+    let written: PartialObjectMeta = ask(client, Method::PUT, path, object).await?;
+    if let Some(version) = &written.metadata.resource_version {
+        done(Done::Written { version });
+    }
+    Ok(())
+}
+
 async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<(), kube::Error> {
+    ask::<IgnoredAny>(client, method, path, body).await.map(drop)
+}
+
+async fn ask<T: DeserializeOwned>(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> Result<T, kube::Error> {
     let content = match method {
         Method::PATCH => "application/merge-patch+json",
         _ => "application/json",
@@ -485,7 +511,7 @@ async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Resu
         .header("content-type", content)
         .body(body.to_string().into_bytes())
         .map_err(kube::Error::HttpError)?;
-    client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
+    client.request(request).await
 }
 
 /// The reference by which an object is controlled by `owner`.
