@@ -9,6 +9,7 @@ mod garbage;
 mod kitchen;
 mod larder;
 mod node;
+mod ports;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -290,6 +290,7 @@ impl Node {
             clock,
             node: name.clone(),
             volumes: places.dir("volumes"),
+            listening: Arc::new(crate::ports::listening),
             root_ca,
         };
         controllers::cluster::start(&cluster, &tasks);

@@ -123,7 +123,10 @@ pub(crate) fn wanted_state_differs(old: &Value, new: &Value) -> bool {
 /// Must an acknowledged write have reached the disk? What the machine can tell again need not.
 pub(crate) fn durability(kind: &Kind, subresource: Option<&str>) -> Durability {
     let observed = subresource == Some("status")
-        && matches!(kind.kind.as_str(), "Pod" | "Node" | "Service" | "Ingress" | "Deployment" | "ReplicaSet");
+        && matches!(
+            kind.kind.as_str(),
+            "Pod" | "Node" | "Service" | "Ingress" | "Deployment" | "ReplicaSet" | "HorizontalPodAutoscaler"
+        );
     if observed || matches!(kind.kind.as_str(), "Event" | "Lease" | "EndpointSlice") {
         Durability::Journalled
     } else {

@@ -3,21 +3,35 @@
 //!
 //! Invariant: what a controller needs from the machine comes with `Parts`; nothing here reaches into another room.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::{Cache, Caches, Clock, Key, key_of};
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::storage::v1::StorageClass;
 use reconcile::{Queue, Tasks};
 
+use crate::disruption::{self, Disruptions, means};
+use crate::eventttl::{All, EventTtl};
+use crate::horizontal::Scalers;
+use crate::loadbalancer::{LoadBalancers, all_ours};
+use crate::podgc::{PodGarbage, node_of};
+use crate::pods;
 use crate::serviceaccount::{Accounts, ROOT_CA};
 use crate::storage::claim::Claims;
 use crate::storage::ephemeral::{Ephemeral, declares};
 use crate::storage::protection::{Protection, claims_of};
 use crate::storage::volume::Volumes;
 use crate::storage::{FirstClass, Ground, Seen};
-use crate::wakes::{resource, spawn, wake_itself};
+use crate::wakes::{each_in, resource, spawn, wake_itself};
+
+/// A protocol, as Services name it, and a port.
+pub type Port = (String, u16);
+
+/// What this machine listens on, as a function that looks.
+pub type Listening = Arc<dyn Fn() -> BTreeSet<Port> + Send + Sync>;
 
 /// What the controllers of the cluster need.
 #[derive(Clone)]
@@ -30,6 +44,8 @@ pub struct Parts {
     pub node: String,
     /// Where this node keeps the volumes that it makes.
     pub volumes: PathBuf,
+    /// What this machine listens on: ports that no Service may take.
+    pub listening: Listening,
     /// The certificate by which the API server is known, as PEM.
     pub root_ca: Arc<str>,
 }
@@ -44,6 +60,11 @@ impl std::fmt::Debug for Parts {
 pub fn start(parts: &Parts, tasks: &Tasks) {
     accounts(parts, tasks);
     storage(parts, tasks);
+    disruptions(parts, tasks);
+    load_balancers(parts, tasks);
+    pod_garbage(parts, tasks);
+    scalers(parts, tasks);
+    events(parts, tasks);
 }
 
 fn accounts(parts: &Parts, tasks: &Tasks) {
@@ -139,4 +160,112 @@ fn unbound(claims: &Cache<PersistentVolumeClaim>) -> impl Iterator<Item = Key> +
         let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
         (phase != Some("Bound")).then_some(key)
     })
+}
+
+fn disruptions(parts: &Parts, tasks: &Tasks) {
+    let caches = &parts.caches;
+    let seen = disruption::Seen {
+        budgets: caches.of(),
+        pods: caches.of(),
+        sets: caches.of(),
+        deployments: caches.of(),
+        stateful: caches.of(),
+        controllers: caches.of(),
+    };
+    let queue = Queue::new();
+    wake_itself(&seen.budgets, &queue);
+    let (wakes, budgets) = (queue.clone(), seen.budgets.clone());
+    seen.pods.listen(move |pod| {
+        each_in(&budgets, pod.metadata.namespace.as_deref(), |key, budget| {
+            if means(budget, &pod.metadata) {
+                wakes.wake(key.clone());
+            }
+        });
+    });
+    // How many pods there should be follows from those who make them.
+    wake_beside(&seen.sets, &seen.budgets, &queue);
+    wake_beside(&seen.deployments, &seen.budgets, &queue);
+    wake_beside(&seen.stateful, &seen.budgets, &queue);
+    wake_beside(&seen.controllers, &seen.budgets, &queue);
+    spawn(tasks, parts.clock, &queue, Disruptions::new(caches.client(), seen.clone()), seen.synced());
+}
+
+/// A change of an object wakes all of another kind in its namespace.
+fn wake_beside<K, O>(objects: &Cache<K>, others: &Cache<O>, queue: &Queue<Key>)
+where
+    K: kube::Resource + Send + Sync + 'static,
+    O: Send + Sync + 'static,
+{
+    let (wakes, others) = (queue.clone(), others.clone());
+    objects.listen(move |object| {
+        each_in(&others, object.meta().namespace.as_deref(), |key, _| wakes.wake(key.clone()));
+    });
+}
+
+fn load_balancers(parts: &Parts, tasks: &Tasks) {
+    let (services, nodes) = (parts.caches.of::<Service>(), parts.caches.of::<Node>());
+    let queue = Queue::new();
+    wake_itself(&services, &queue);
+    let (wakes, known) = (queue.clone(), services.clone());
+    // A port that is given back may be what another waits for.
+    services.listen(move |_| all_ours(&known).into_iter().for_each(|key| wakes.wake(key)));
+    let (wakes, known) = (queue.clone(), services.clone());
+    nodes.listen(move |_| all_ours(&known).into_iter().for_each(|key| wakes.wake(key)));
+    let synced = (services.clone(), nodes.clone());
+    let client = parts.caches.client();
+    let controller = LoadBalancers::new(client, services, nodes, Arc::clone(&parts.listening));
+    spawn(tasks, parts.clock, &queue, controller, async move {
+        synced.0.synced().await;
+        synced.1.synced().await;
+    });
+}
+
+fn pod_garbage(parts: &Parts, tasks: &Tasks) {
+    let (pods, nodes) = (parts.caches.of::<Pod>(), parts.caches.of::<Node>());
+    let queue = Queue::new();
+    let (wakes, known) = (queue.clone(), nodes.clone());
+    pods.listen(move |pod| {
+        let homeless = match node_of(pod) {
+            Some(node) => known.get(&Key::new("", node)).is_none(),
+            None => pods::terminating(pod),
+        };
+        if homeless || pods::finished(pod) {
+            wakes.wake(key_of(&**pod));
+        }
+    });
+    let (wakes, known) = (queue.clone(), pods.clone());
+    let there = nodes.clone();
+    nodes.listen(move |node| {
+        if there.get(&key_of(&**node)).is_some() {
+            return;
+        }
+        for (key, pod) in &known.snapshot() {
+            if node_of(pod) == node.metadata.name.as_deref() {
+                wakes.wake(key.clone());
+            }
+        }
+    });
+    let synced = (pods.clone(), nodes.clone());
+    let controller = PodGarbage::new(parts.caches.client(), pods, nodes, parts.clock);
+    spawn(tasks, parts.clock, &queue, controller, async move {
+        synced.0.synced().await;
+        synced.1.synced().await;
+    });
+}
+
+fn scalers(parts: &Parts, tasks: &Tasks) {
+    let scalers = parts.caches.of::<HorizontalPodAutoscaler>();
+    let (pods, queue) = (parts.caches.of::<Pod>(), Queue::new());
+    wake_itself(&scalers, &queue);
+    let synced = (scalers.clone(), pods.clone());
+    spawn(tasks, parts.clock, &queue, Scalers::new(parts.caches.client(), scalers, pods), async move {
+        synced.0.synced().await;
+        synced.1.synced().await;
+    });
+}
+
+fn events(parts: &Parts, tasks: &Tasks) {
+    let queue = Queue::new();
+    queue.wake(All);
+    spawn(tasks, parts.clock, &queue, EventTtl(parts.caches.client()), async {});
 }

@@ -17,7 +17,7 @@ use client::{Cache, Caches, Clock, Key, key_of};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource};
@@ -62,6 +62,8 @@ impl World {
         let config = apiserver::Config::default();
         let server = Server::open(store, &config, clock.teller()).await.unwrap();
         let client = client::door(server.door(User::room("test")));
+        let n1 = serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap();
+        Api::<Node>::all(client.clone()).create(&PostParams::default(), &n1).await.unwrap();
         let stop = CancellationToken::new();
         let seen = Caches::new(client.clone(), stop.clone());
         kubelet(&client, &seen, clock);
@@ -83,6 +85,7 @@ impl World {
             clock: self.clock,
             node: "n1".to_owned(),
             volumes: self.volumes.path().to_owned(),
+            listening: Arc::new(|| BTreeSet::from([("TCP".to_owned(), 22)])),
             root_ca: CERTIFICATE.into(),
         };
         crate::cluster::start(&parts, &self.tasks);

@@ -66,6 +66,8 @@ pub(crate) enum Part {
     Status,
     /// `/finalize` of a namespace.
     Finalize,
+    /// `/scale`.
+    Scale,
 }
 
 /// What a deletion does to dependents.
@@ -77,6 +79,8 @@ pub(crate) enum Propagation {
     Foreground,
     /// They stay.
     Orphan,
+    /// As in the background, and nobody is waited for.
+    AtOnce,
 }
 
 /// An event about an object.
@@ -145,6 +149,7 @@ impl Part {
             Part::Whole => "",
             Part::Status => "/status",
             Part::Finalize => "/finalize",
+            Part::Scale => "/scale",
         }
     }
 }
@@ -408,12 +413,20 @@ async fn delete(
     note: Option<Note>,
     done: &(dyn Fn(Done<'_>) + Send + Sync),
 ) -> Result<(), Error> {
-    let body = json!({
+    let policy = match propagation {
+        Propagation::Background | Propagation::AtOnce => "Background",
+        Propagation::Foreground => "Foreground",
+        Propagation::Orphan => "Orphan",
+    };
+    let mut body = json!({
         "apiVersion": "v1",
         "kind": "DeleteOptions",
         "preconditions": {"uid": uid},
-        "propagationPolicy": format!("{propagation:?}"),
+        "propagationPolicy": policy,
     });
+    if propagation == Propagation::AtOnce {
+        body["gracePeriodSeconds"] = json!(0);
+    }
     let answer = match send(client, Method::DELETE, &at.path(), &body).await {
         // Another object has the name now: the one that was meant is gone.
         Err(error) if client::is_conflict(&error) || client::is_not_found(&error) => Ok(()),

@@ -2,6 +2,9 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, ServiceAccount};
 
+use k8s_openapi::api::core::v1::{Event, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
 use super::*;
 
 #[tokio::test]
@@ -140,4 +143,75 @@ async fn no_volume_is_given_twice_whatever_fails() {
         .collect();
     assert_eq!(names.len(), 8, "each volume has a claim of its own");
     assert!(given.iter().all(|one| one.status.as_ref().unwrap().phase.as_deref() == Some("Bound")));
+}
+
+#[tokio::test]
+async fn a_budget_follows_its_pods_whatever_fails() {
+    let mut world = World::new(HARD).await;
+    world
+        .create::<PodDisruptionBudget>(json!({"metadata": {"name": "web"}, "spec": {
+            "maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}}))
+        .await;
+    world.create::<Deployment>(deployment(4, "v1")).await;
+    let counts = |expected: i32, healthy: i32, allowed: i32| {
+        move |all: &[Arc<PodDisruptionBudget>]| {
+            all.iter().filter_map(|one| one.status.as_ref()).any(|status| {
+                (status.expected_pods, status.current_healthy, status.disruptions_allowed)
+                    == (Some(expected), Some(healthy), Some(allowed))
+            })
+        }
+    };
+    world.until("four are healthy", counts(4, 4, 1)).await;
+    world.restart().await;
+    let fewer = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    world.api::<Deployment>("default").patch("web", &PatchParams::default(), &fewer).await.unwrap();
+    world.until("two are healthy", counts(2, 2, 1)).await;
+    world.quiet().await;
+}
+
+#[tokio::test]
+async fn a_load_balancer_is_served_by_the_node_but_never_at_a_port_in_use() {
+    let world = World::new(HARD).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let address = json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(address)).await.unwrap();
+    for (name, port) in [("web", 80), ("ssh", 22), ("also-web", 80)] {
+        world
+            .create::<Service>(json!({"metadata": {"name": name},
+                "spec": {"type": "LoadBalancer", "ports": [{"port": port}]}}))
+            .await;
+        world.quiet().await;
+    }
+    let served = |all: &[Arc<Service>]| -> Vec<String> {
+        let has = |one: &&Arc<Service>| {
+            let balancer = one.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+            balancer.and_then(|balancer| balancer.ingress.as_ref()).is_some_and(|all| !all.is_empty())
+        };
+        all.iter().filter(has).map(|one| one.metadata.name.clone().unwrap()).collect()
+    };
+    world.until("web is served", move |all: &[Arc<Service>]| served(all) == ["web"]).await;
+    world.api::<Service>("default").delete("web", &DeleteParams::default()).await.unwrap();
+    world.until("also-web is served", move |all: &[Arc<Service>]| served(all) == ["also-web"]).await;
+    world.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_node_that_is_gone_go_and_so_do_old_events() {
+    let world = World::at(paused(), NONE).await;
+    world
+        .create::<Pod>(json!({"metadata": {"name": "lost"}, "spec": {"nodeName": "n9",
+            "containers": [{"name": "c", "image": "run"}]}}))
+        .await;
+    world
+        .create::<Event>(json!({"metadata": {"name": "old"}, "lastTimestamp": world.clock.now().to_string(),
+            "involvedObject": {"namespace": "default"}}))
+        .await;
+    world.until("the pod", |pods: &[Arc<Pod>]| pods.len() == 1).await;
+    let begin = world.clock.now();
+    world.until("no pod", |pods: &[Arc<Pod>]| pods.is_empty()).await;
+    let waited = world.clock.now().duration_since(begin);
+    assert!(waited.as_secs() >= 39, "{waited}");
+    world.until("no event", |events: &[Arc<Event>]| events.is_empty()).await;
+    let waited = world.clock.now().duration_since(begin);
+    assert!((3599..3800).contains(&waited.as_secs()), "{waited}");
 }
