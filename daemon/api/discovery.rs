@@ -29,7 +29,7 @@ pub fn group(name: &str) -> Option<Value> {
 /// `/api/v1` and `/apis/{group}/{version}`: resources and subresources in one list.
 pub fn resource_list(group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
-    for kind in kinds::kinds().iter().filter(|kind| kind.group == group && kind.version == version) {
+    for kind in all().filter(|kind| kind.group == group && kind.version == version) {
         let mut row = json!({ "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
             "kind": kind.kind, "verbs": kind.verbs });
         merge(&mut row, names(kind));
@@ -62,7 +62,7 @@ fn aggregated(wanted: fn(&str) -> bool) -> Value {
         let versions: Vec<Value> = versions
             .into_iter()
             .map(|version| {
-                let rows = kinds::kinds().iter().filter(|kind| kind.group == name && kind.version == version);
+                let rows = all().filter(|kind| kind.group == name && kind.version == version);
                 let resources: Vec<Value> = rows.map(aggregated_row).collect();
                 json!({ "version": version, "resources": resources, "freshness": "Current" })
             })
@@ -124,10 +124,15 @@ fn of_group(name: &str, versions: &[&str]) -> Value {
     json!({ "name": name, "versions": versions, "preferredVersion": versions[0] })
 }
 
+/// Every row: what is stored, then what is computed.
+fn all() -> impl Iterator<Item = &'static Kind> {
+    kinds::kinds().iter().chain(kinds::computed_kinds())
+}
+
 /// Groups with their versions, preferred first, in the order of the table: clients look for a name in that order.
 fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for kind in kinds::kinds() {
+    for kind in all() {
         let at = groups.iter().position(|(name, _)| *name == kind.group).unwrap_or_else(|| {
             groups.push((&kind.group, Vec::new()));
             groups.len() - 1

@@ -119,6 +119,25 @@ pub fn by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Ki
     kinds().iter().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
 }
 
+/// What is told of without being stored: asked of the kubelets each time.
+pub fn computed_kinds() -> &'static [Kind] {
+    static COMPUTED: LazyLock<Vec<Kind>> = LazyLock::new(|| {
+        let row = |kind: &str, plural: &str, namespaced: bool| {
+            serde_json::json!({ "group": "metrics.k8s.io", "version": "v1beta1", "kind": kind, "plural": plural, "singular": "",
+                "namespaced": namespaced, "verbs": ["get", "list"], "schema": "" })
+        };
+        let rows = serde_json::json!([row("NodeMetrics", "nodes", false), row("PodMetrics", "pods", true)]);
+        serde_json::from_value(rows).expect("the rows are ours")
+    });
+    &COMPUTED
+}
+
+/// The row behind a path of what is computed.
+pub fn computed_by_plural(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    let fits = |kind: &&Kind| kind.plural == plural && kind.group == group && kind.version == version;
+    computed_kinds().iter().find(fits)
+}
+
 /// The served row of an object's `apiVersion` and `kind`.
 pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Kind> {
     let (group, version) = split_api_version(api_version);

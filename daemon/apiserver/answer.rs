@@ -17,7 +17,7 @@ use crate::path::{Resource, Target, Verb};
 use crate::query::Query;
 use crate::rbac;
 use crate::write::Asked;
-use crate::{Inner, delete, list, node, proxy, read, reviews, scale, strategy, watch};
+use crate::{Inner, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch};
 
 /// Larger bodies are refused, as Kubernetes refuses them.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -94,6 +94,9 @@ async fn on_resource(
     request: Request<Body>,
 ) -> Result<Response<Body>, ApiError> {
     allowed(verb, resource)?;
+    if metrics::answers(resource) {
+        return metrics::give(inner, resource, query).await;
+    }
     if proxy::is_proxy(resource) {
         return proxy::forward(inner, resource, request).await;
     }
@@ -322,7 +325,7 @@ fn aggregated_response(value: &Value) -> Response<Body> {
     response
 }
 
-fn json_response(status: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn json_response(status: StatusCode, bytes: impl Into<Bytes>) -> Response<Body> {
     json_body(status, full(bytes))
 }
 

@@ -12,6 +12,7 @@ mod delete;
 mod door;
 mod kubernetes;
 mod list;
+mod metrics;
 mod negotiate;
 mod node;
 mod object;

@@ -20,6 +20,11 @@ impl Nodes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), door);
     }
 
+    /// The doors of all nodes, in the order of their names.
+    pub(crate) fn all(&self) -> Vec<NodeDoor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<NodeDoor> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }

@@ -97,7 +97,9 @@ impl Target {
             [plural, name, "proxy", ..] => (*plural, Some((*name).to_owned()), Some("proxy".to_owned())),
             _ => return Err(not_found()),
         };
-        let kind = kinds::by_plural(group, version, plural).ok_or_else(not_found)?;
+        let kind = kinds::by_plural(group, version, plural)
+            .or_else(|| kinds::computed_by_plural(group, version, plural))
+            .ok_or_else(not_found)?;
         if kind.namespaced == namespace.is_empty() && (name.is_some() || !namespace.is_empty()) {
             return Err(not_found());
         }

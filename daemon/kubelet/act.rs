@@ -23,9 +23,11 @@ use crate::ending::Window;
 use crate::etc;
 use crate::files::{Files, Places};
 use crate::plan::{Step, View};
+use crate::pressure::Condition;
 use crate::probes::Wanted;
 use crate::spec::{self, Ground};
 use crate::tokens::Tokens;
+use crate::usage::Sample;
 use crate::{resize, rules, volumes};
 
 /// Pulls and starts that fail are tried again after this, doubling up to five minutes.
@@ -60,6 +62,10 @@ pub(crate) struct Kubelet {
     host_hosts: String,
     pub(crate) machine_memory_bytes: i64,
     pub(crate) machine_disk_bytes: i64,
+    /// The pressures that hold, as they were told last.
+    pub(crate) pressure: Mutex<BTreeMap<Condition, bool>>,
+    /// What was measured last.
+    pub(crate) usage: Mutex<Option<Sample>>,
 }
 
 /// What went wrong with one pod.
@@ -99,6 +105,8 @@ impl Kubelet {
             host_resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             host_hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
             machine_memory_bytes: crate::machine::memory_bytes(),
+            pressure: Mutex::new(Condition::ALL.map(|condition| (condition, false)).into()),
+            usage: Mutex::default(),
             machine_disk_bytes: crate::machine::disk_bytes(&parts.pods_dir),
             parts,
         }

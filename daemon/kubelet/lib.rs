@@ -11,6 +11,7 @@ mod container_status;
 mod ending;
 mod env;
 mod etc;
+mod eviction;
 mod files;
 mod hooks;
 mod logs;
@@ -18,6 +19,7 @@ mod machine;
 mod node;
 mod observe;
 mod plan;
+mod pressure;
 mod probes;
 mod probing;
 mod programs;
@@ -32,6 +34,7 @@ mod status;
 mod stopping;
 mod streams;
 mod tokens;
+mod usage;
 mod volumes;
 
 use std::path::PathBuf;
@@ -58,11 +61,35 @@ pub struct Config {
     pub log_files: u32,
     /// Most processes and threads of one pod; 0 means no bound.
     pub pod_pids: u64,
+    /// What of the processors pods are not promised, in thousandths of one.
+    pub reserved_cpu_milli: u64,
+    /// What of the memory pods are not promised, in MiB.
+    pub reserved_memory_mib: u64,
+    /// With less memory than this left, in MiB, pods are evicted; 0 means never.
+    pub eviction_memory_mib: u64,
+    /// With less than this left on the disk, in MiB, pods are evicted; 0 means never.
+    pub eviction_disk_mib: u64,
+    /// With fewer inodes than this left, in percent, pods are evicted; 0 means never.
+    pub eviction_inodes_percent: u8,
+    /// With fewer process ids than this left, in percent, pods are evicted; 0 means never.
+    pub eviction_pids_percent: u8,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_pods: 110, crash_backoff_seconds: 10, log_mib: 10, log_files: 5, pod_pids: 4096 }
+        Config {
+            max_pods: 110,
+            crash_backoff_seconds: 10,
+            log_mib: 10,
+            log_files: 5,
+            pod_pids: 4096,
+            reserved_cpu_milli: 0,
+            reserved_memory_mib: 0,
+            eviction_memory_mib: 100,
+            eviction_disk_mib: 512,
+            eviction_inodes_percent: 1,
+            eviction_pids_percent: 2,
+        }
     }
 }
 
@@ -126,6 +153,7 @@ pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, Star
         .await
         .map_err(|source| StartError::Register { name: kubelet.parts.node_name.clone(), source })?;
     observe::wake_on_changes(&kubelet, tasks);
+    eviction::start(&kubelet, tasks);
     let work = Work {
         reconciler: Arc::new(act::Shared(Arc::clone(&kubelet))),
         queue,

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::pressure::Amount;
+
 /// Thousandths of processors.
 pub(crate) fn cpu_milli() -> i64 {
     std::thread::available_parallelism().map_or(1000, |count| i64::try_from(count.get()).unwrap_or(1) * 1000)
@@ -20,6 +22,54 @@ pub(crate) fn memory_bytes() -> i64 {
 pub(crate) fn disk_bytes(path: &std::path::Path) -> i64 {
     nix::sys::statvfs::statvfs(path)
         .map_or(0, |stat| i64::try_from(stat.blocks() * stat.fragment_size()).unwrap_or(i64::MAX))
+}
+
+/// A line `Name:   123 kB` of /proc/meminfo, in bytes.
+fn meminfo(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Memory, and what of it can be had without swapping.
+pub(crate) fn memory() -> Amount {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let all = meminfo(&text, "MemTotal");
+    Amount { all, left: meminfo(&text, "MemAvailable").min(all) }
+}
+
+/// Process ids, and how many of them are free.
+pub(crate) fn pids() -> Amount {
+    let number = |path: &str| line(path).parse::<u64>().ok();
+    let bounds = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
+    let all = bounds.into_iter().flatten().min().unwrap_or(0);
+    let load = line("/proc/loadavg");
+    let used = load.split_whitespace().nth(3).and_then(|text| text.split_once('/')?.1.parse::<u64>().ok());
+    Amount { all, left: all.saturating_sub(used.unwrap_or(0)) }
+}
+
+/// Time that all processors together have worked, nanoseconds.
+pub(crate) fn cpu_nanos() -> u64 {
+    let total = line("/proc/stat");
+    let ticks: Vec<u64> = total.split_whitespace().skip(1).filter_map(|text| text.parse().ok()).collect();
+    // user, nice, system, then idle and waiting for the disk, then interrupts and what a hypervisor took.
+    let busy: u64 =
+        ticks.iter().enumerate().filter(|(at, _)| matches!(at, 0..=2 | 5..=7)).map(|(_, ticks)| ticks).sum();
+    let hertz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    let hertz = hertz.and_then(|hertz| u64::try_from(hertz).ok()).unwrap_or(100).max(1);
+    busy.saturating_mul(1_000_000_000 / hertz)
+}
+
+/// Bytes that a process's network namespace received and sent, loopback left out.
+pub(crate) fn traffic(pid: u32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+    let rows = text.lines().filter_map(|line| line.split_once(':'));
+    let real = rows.filter(|(name, _)| name.trim() != "lo");
+    let pairs = real.filter_map(|(_, numbers)| {
+        let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+        Some((*numbers.first()?, *numbers.get(8)?))
+    });
+    Some(pairs.fold((0, 0), |(received, sent), (more, also)| (received + more, sent + also)))
 }
 
 /// First line of a small file of the machine.

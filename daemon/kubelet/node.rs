@@ -77,9 +77,9 @@ fn status_of(kubelet: &Kubelet, known: &NodeStatus) -> NodeStatus {
             address("InternalIP", kubelet.parts.network.addresses().node.to_string()),
             address("Hostname", kubelet.parts.node_name.clone()),
         ]),
-        allocatable: Some(capacity.clone()),
+        allocatable: Some(allocatable(kubelet, &capacity)),
         capacity: Some(capacity),
-        conditions: Some(vec![ready(known, kubelet.parts.clock.now())]),
+        conditions: Some(conditions(kubelet, known)),
         node_info: Some(NodeSystemInfo {
             architecture: arch().to_owned(),
             boot_id: machine::line("/proc/sys/kernel/random/boot_id"),
@@ -94,6 +94,60 @@ fn status_of(kubelet: &Kubelet, known: &NodeStatus) -> NodeStatus {
             ..NodeSystemInfo::default()
         }),
         ..NodeStatus::default()
+    }
+}
+
+/// What pods may be promised: less what is kept for the machine, and less the memory that eviction keeps free.
+fn allocatable(kubelet: &Kubelet, capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    let mut all = capacity.clone();
+    let cpu = kubelet.allocatable_cpu_milli();
+    all.insert("cpu".to_owned(), Quantity(Amount::from_milli(cpu).to_string()));
+    all.insert("memory".to_owned(), Quantity(format!("{}Ki", kubelet.allocatable_memory_bytes() / 1024)));
+    all
+}
+
+/// Ready, the pressures, and what others say of this node.
+fn conditions(kubelet: &Kubelet, known: &NodeStatus) -> Vec<NodeCondition> {
+    let now = kubelet.parts.clock.now();
+    let mut all = vec![ready(known, now)];
+    for (condition, holds) in &*crate::act::lock(&kubelet.pressure) {
+        let (reason, message) = condition.words(*holds);
+        let status = if *holds { "True" } else { "False" };
+        let before = known.conditions.iter().flatten().find(|known| known.type_ == condition.name());
+        let since = before.filter(|known| known.status == status);
+        all.push(NodeCondition {
+            type_: condition.name().to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: since
+                .and_then(|known| known.last_transition_time.clone())
+                .or(Some(Time(now))),
+            last_heartbeat_time: since
+                .and_then(|known| known.last_heartbeat_time.clone())
+                .or(Some(Time(now))),
+        });
+    }
+    let is_ours = |name: &str| all.iter().any(|condition| condition.type_ == name);
+    let others: Vec<NodeCondition> =
+        known.conditions.iter().flatten().filter(|condition| !is_ours(&condition.type_)).cloned().collect();
+    all.extend(others);
+    all
+}
+
+impl Kubelet {
+    /// Thousandths of processors that pods may be promised.
+    pub(crate) fn allocatable_cpu_milli(&self) -> i64 {
+        let kept = i64::try_from(self.parts.config.reserved_cpu_milli).unwrap_or(i64::MAX);
+        machine::cpu_milli().saturating_sub(kept).max(0)
+    }
+
+    /// Memory that pods may be promised.
+    pub(crate) fn allocatable_memory_bytes(&self) -> i64 {
+        let config = &self.parts.config;
+        let kept_mib = config.reserved_memory_mib.saturating_add(config.eviction_memory_mib);
+        let kept = i64::try_from(kept_mib.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
+        self.machine_memory_bytes.saturating_sub(kept).max(0)
     }
 }
 
@@ -124,6 +178,9 @@ pub(crate) fn door(kubelet: Arc<Kubelet>) -> NodeDoor {
 async fn answer(kubelet: &Arc<Kubelet>, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    if let Some(answer) = kubelet.answer_usage(&parts).await {
+        return answer;
+    }
     let (verb, namespace, name, container) = match parts[..] {
         ["healthz"] => return Response::new(full("ok")),
         ["portForward", namespace, name] => ("portForward", namespace, name, ""),

@@ -15,7 +15,6 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::act::{Kubelet, lock};
 use crate::book::{Notes, Probed};
 use crate::env::{Facts, Sources};
-use crate::machine;
 use crate::plan::View;
 use crate::resize::{self, Room};
 use crate::{rules, volumes};
@@ -118,8 +117,8 @@ impl Kubelet {
             return Room::default();
         }
         let allocatable = BTreeMap::from([
-            ("cpu".to_owned(), i128::from(machine::cpu_milli())),
-            ("memory".to_owned(), i128::from(self.machine_memory_bytes) * 1000),
+            ("cpu".to_owned(), i128::from(self.allocatable_cpu_milli())),
+            ("memory".to_owned(), i128::from(self.allocatable_memory_bytes()) * 1000),
         ]);
         let keys: Vec<String> = lock(&self.keys).keys().filter(|other| *other != uid).cloned().collect();
         let others =
@@ -139,8 +138,8 @@ impl Kubelet {
         Facts {
             pod_ip: own.unwrap_or_else(|| if on_host { host_ip.clone() } else { String::new() }),
             host_ip,
-            machine_cpu_milli: machine::cpu_milli(),
-            machine_memory_bytes: self.machine_memory_bytes,
+            machine_cpu_milli: self.allocatable_cpu_milli(),
+            machine_memory_bytes: self.allocatable_memory_bytes(),
             machine_disk_bytes: self.machine_disk_bytes,
         }
     }

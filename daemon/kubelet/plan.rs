@@ -159,9 +159,13 @@ fn teardown(view: &View) -> Vec<Step> {
     steps
 }
 
-/// Succeeded or failed for good: its last state is in the API, its logs stay until the object is deleted.
+/// Succeeded or failed for good: its last state is in the API, its logs stay until the object is deleted, its volumes go.
 fn ended(view: &View) -> Plan<Step> {
-    Plan::in_turn(teardown(view))
+    let mut steps = teardown(view);
+    if view.has_files {
+        steps.push(Step::RemoveFiles);
+    }
+    Plan::in_turn(steps)
 }
 
 fn going(view: &View, pod: &Pod, now: Timestamp) -> Plan<Step> {

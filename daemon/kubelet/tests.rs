@@ -730,3 +730,13 @@ fn a_pod_knows_itself_by_its_whole_name_where_it_asks_to() {
     let long = json!({ "hostname": "h".repeat(60), "subdomain": "s", "setHostnameAsFQDN": true });
     assert_eq!(kernel(long), Err(()));
 }
+
+#[test]
+fn the_volumes_of_a_pod_that_has_ended_are_freed() {
+    let ended = json!({ "status": { "phase": "Succeeded" } });
+    let mut view = view(Some(pod("Never", ended)), Some(vec![exited("c", 0, 0, 1)]));
+    view.has_files = true;
+    check(&view, &["StopSandbox", "Detach", "RemoveFiles"], None);
+    (view.sandbox, view.ip, view.has_files) = (None, None, false);
+    check(&view, &[], None);
+}

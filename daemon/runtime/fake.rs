@@ -357,6 +357,12 @@ impl Runtime for FakeRuntime {
         alive(&mut lock(&self.sandboxes), sandbox).map(drop)
     }
 
+    async fn written(&self, sandbox: &str) -> Result<BTreeMap<String, u64>, Error> {
+        let all = lock(&self.sandboxes);
+        let state = all.get(sandbox).ok_or_else(|| Error::NoSandbox { id: sandbox.to_owned() })?;
+        Ok(state.containers.iter().map(|container| (container.name.clone(), 0)).collect())
+    }
+
     async fn usage(&self, sandbox: &str) -> Result<Usage, Error> {
         let mut all = lock(&self.sandboxes);
         let state = alive(&mut all, sandbox)?;

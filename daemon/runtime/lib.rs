@@ -119,6 +119,12 @@ pub trait Runtime: Send + Sync {
     /// [`Error::NoSandbox`], [`Error::Lost`]; [`Error::Resize`] when the kernel refuses.
     async fn resize_sandbox(&self, sandbox: &str, resources: &Resources) -> Result<(), Error>;
 
+    /// Bytes that its containers wrote beside their mounts, by name. Walks their files.
+    ///
+    /// # Errors
+    /// [`Error::NoSandbox`].
+    async fn written(&self, sandbox: &str) -> Result<BTreeMap<String, u64>, Error>;
+
     /// What the sandbox uses now, read from its cgroups.
     ///
     /// # Errors

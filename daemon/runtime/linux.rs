@@ -443,6 +443,21 @@ impl Runtime for LinuxRuntime {
         resized.map_err(|error| Error::Resize { name: "of a sandbox".to_owned(), reason: error.to_string() })
     }
 
+    async fn written(&self, sandbox: &str) -> Result<BTreeMap<String, u64>, Error> {
+        let containers = self.known.lock().get(sandbox).map(|entry| entry.state.containers.clone());
+        let containers = containers.ok_or_else(|| Error::NoSandbox { id: sandbox.to_owned() })?;
+        let dir = self.dir_of(sandbox).join(shim::CONTAINERS);
+        let walked = block(move || {
+            let mut written = BTreeMap::new();
+            for container in containers {
+                let upper = dir.join(shim::key(&container.name, container.attempt)).join("upper");
+                *written.entry(container.name).or_default() += size(&upper);
+            }
+            Ok(written)
+        });
+        walked.await.map_err(|error| Error::Shim { id: sandbox.to_owned(), reason: error.to_string() })
+    }
+
     async fn usage(&self, sandbox: &str) -> Result<Usage, Error> {
         self.link(sandbox)?;
         let group = format!("{}/{sandbox}", self.config.cgroup);
@@ -467,6 +482,18 @@ impl Runtime for LinuxRuntime {
         .await
         .map_err(|error| Error::Shim { id: sandbox.to_owned(), reason: error.to_string() })
     }
+}
+
+/// What a directory takes on the disk; what vanishes meanwhile takes nothing.
+fn size(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let one = |entry: std::fs::DirEntry| {
+        let Ok(meta) = entry.metadata() else { return 0 };
+        let own = meta.blocks() * 512;
+        if meta.is_dir() { own + size(&entry.path()) } else { own }
+    };
+    entries.flatten().map(one).sum()
 }
 
 /// Sets a container's state in the list, kept in order of name and attempt.

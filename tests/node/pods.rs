@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::node::{Node, PATIENCE};
+use super::machine;
+use super::node::{Node, PATIENCE, same, until};
 
 /// How often the pods are looked at.
 const LOOK: Duration = Duration::from_millis(150);
@@ -226,4 +227,93 @@ fn pods_are_probed_as_documented() {
 #[test]
 fn containers_see_what_is_documented() {
     check(&["environment", "volumes", "namespaces", "resources"]);
+}
+
+#[test]
+fn what_pods_keep_and_use_is_as_documented() {
+    check(&["storage"]);
+}
+
+#[test]
+fn use_is_told_to_kubectl_top_and_by_the_nodes_own_paths() {
+    let node = Node::with(&[(
+        "busy.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: busy, labels: {app: busy}}\nspec:\n  containers:\n  - {name: c, image: 'kubia:1', imagePullPolicy: Never}\n",
+    )]);
+    let of_pods = node.kubectl(&["top", "pod", "-l", "app=busy", "--no-headers"]);
+    assert!(of_pods.starts_with("busy ") && of_pods.contains("Mi"), "{of_pods}");
+    let of_containers = node.kubectl(&["top", "pod", "busy", "--containers", "--no-headers"]);
+    assert!(of_containers.contains(" c "), "{of_containers}");
+    let of_nodes = node.kubectl(&["top", "node", "--no-headers"]);
+    assert!(of_nodes.contains('%'), "{of_nodes}");
+    let name = node.list("nodes", "")[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    let raw = |path: &str| node.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{name}/proxy/{path}")]);
+    let summary: Value = serde_json::from_str(&raw("stats/summary")).unwrap();
+    let pod = &summary["pods"][0];
+    assert_eq!(pod["podRef"]["name"], "busy", "{summary:#}");
+    assert!(
+        pod["memory"]["workingSetBytes"].as_u64() > Some(0)
+            && summary["node"]["fs"]["capacityBytes"].as_u64() > Some(0)
+    );
+    let text = raw("metrics/resource");
+    assert!(
+        text.contains(
+            "container_cpu_usage_seconds_total{container=\"c\",namespace=\"default\",pod=\"busy\"}"
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn pods_that_are_gone_leave_nothing_behind() {
+    let node = Node::with(&[(
+        "stays.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: stays}\nspec:\n  containers:\n  - {name: c, image: 'kubia:1', imagePullPolicy: Never}\n",
+    )]);
+    let instance = machine::instance(&node);
+    let groups = || {
+        let found = machine::pids().into_iter().map(|pid| machine::proc_file(pid, "cgroup"));
+        found.filter(|text| text.contains(&format!("holdfast-{instance}"))).count()
+    };
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count();
+    let left = || {
+        let mut traces = machine::traces(&instance, &node.data());
+        // The kernel makes a link's own addresses in its own time.
+        traces.retain(|trace| !trace.contains(" fe80:") && !trace.contains(" ff00:"));
+        let files = |dir: &str| fs::read_dir(node.data().join(dir)).unwrap().count();
+        let memory = fs::read_dir(format!("/run/holdfast-{instance}")).map_or(0, Iterator::count);
+        (traces, groups(), files("pods"), files("runtime/sandboxes"), memory)
+    };
+    let (before, open) = (left(), descriptors());
+    let pod = |number: usize| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("brief-{number}"), "labels": {"app": "brief"}},
+            "spec": {"terminationGracePeriodSeconds": 1, "shareProcessNamespace": number % 2 == 0,
+                "containers": [{"name": "c", "image": "kubia:1", "imagePullPolicy": "Never",
+                    "volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "d", "mountPath": "/d", "subPath": "deep/er"}]}],
+                "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]}})
+    };
+    let pods: Vec<String> = (0..60).map(|number| pod(number).to_string()).collect();
+    node.kubectl_with(&["create", "-f", "-"], &pods.join("\n"));
+    node.ready("app=brief", 60);
+    node.kubectl(&["delete", "pod", "-l", "app=brief", "--wait=false"]);
+    until("nothing of them is left", PATIENCE, || same(left(), before.clone()));
+    until("no descriptor of them is left", PATIENCE, || {
+        let now = descriptors();
+        if now <= open + 8 { Ok(()) } else { Err(format!("{now} descriptors are open, {open} were before")) }
+    });
+}
+
+#[test]
+fn a_pod_whose_shim_is_killed_is_made_whole() {
+    let node = Node::with(&[(
+        "whole.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: whole}\nspec:\n  containers:\n  - {name: c, image: 'kubia:1', imagePullPolicy: Never}\n",
+    )]);
+    for pid in machine::shims(&node) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    until("it runs again, counted as a restart", PATIENCE, || {
+        let status = node.object("pod", "whole")["status"]["containerStatuses"][0].clone();
+        if status["restartCount"] == 1 && status["ready"] == true { Ok(()) } else { Err(status.to_string()) }
+    });
 }
