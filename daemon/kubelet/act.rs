@@ -144,15 +144,28 @@ impl Kubelet {
         self.parts.images.get(&image.parse::<Reference>().ok()?)
     }
 
-    /// The files of a pod as they are to be, or what is missing for them.
-    pub(crate) fn files(&self, pod: &Pod, uid: &str) -> Result<Files, String> {
-        let names = etc::Names {
+    fn names(&self, uid: &str) -> etc::Names {
+        etc::Names {
             dns: self.parts.network.addresses().dns.to_string(),
             host_resolv_conf: self.host_resolv_conf.clone(),
             host_hosts: self.host_hosts.clone(),
             ip: self.facts(uid).pod_ip,
-        };
-        volumes::wanted(pod, &self.sources(uid), &self.facts(uid), &names)
+        }
+    }
+
+    /// The files of a pod that a container is given: as they are to be, or, once they were made, as they are.
+    fn files_for_start(&self, pod: &Pod, uid: &str) -> Result<Files, String> {
+        match self.files(pod, uid) {
+            Err(_) if self.places(uid).hold().is_some() => {
+                Ok(volumes::made(pod, &self.sources(uid), &self.facts(uid), &self.names(uid)))
+            }
+            files => files,
+        }
+    }
+
+    /// The files of a pod as they are to be, or what is missing for them.
+    pub(crate) fn files(&self, pod: &Pod, uid: &str) -> Result<Files, String> {
+        volumes::wanted(pod, &self.sources(uid), &self.facts(uid), &self.names(uid))
     }
 
     async fn start_sandbox(&self, uid: &str) -> Result<(), Error> {
@@ -362,7 +375,7 @@ impl Kubelet {
             self.image(image_name).ok_or_else(|| format!("image {image_name:?} has left this node"))?;
         let facts = self.facts(uid);
         let env = crate::env::variables(pod, container, &self.sources(uid), &facts)?;
-        let files = self.files(pod, uid)?;
+        let files = self.files_for_start(pod, uid)?;
         let places = self.places(uid);
         let ground = Ground {
             pod,

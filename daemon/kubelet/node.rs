@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
@@ -43,12 +43,40 @@ pub(crate) async fn register(kubelet: &Kubelet) -> Result<(), kube::Error> {
         }
         other => drop(other?),
     }
-    let known = api.get(name).await?.status.unwrap_or_default();
+    let node = api.get(name).await?;
+    if let Some(taints) = taints(kubelet, &node) {
+        // With the version that it was made from: others set taints too.
+        let version = &node.metadata.resource_version;
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    let known = node.status.unwrap_or_default();
     let status = status_of(kubelet, &known);
     if status != known {
         api.patch_status(name, &PatchParams::default(), &Patch::Merge(json!({ "status": status }))).await?;
     }
     Ok(())
+}
+
+/// The node's taints, when those of its pressures are not what they are to be.
+fn taints(kubelet: &Kubelet, node: &Node) -> Option<Vec<Taint>> {
+    let held = crate::act::lock(&kubelet.pressure).clone();
+    let known = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
+    let ours = |taint: &&Taint| held.keys().any(|condition| condition.taint() == taint.key);
+    let wanted: Vec<&str> =
+        held.iter().filter(|(_, holds)| **holds).map(|(condition, _)| condition.taint()).collect();
+    let there: Vec<&str> = known.iter().filter(ours).map(|taint| taint.key.as_str()).collect();
+    if there == wanted {
+        return None;
+    }
+    let others = known.iter().filter(|taint| !ours(taint)).cloned();
+    let added = wanted.iter().map(|key| Taint {
+        key: (*key).to_owned(),
+        effect: "NoSchedule".to_owned(),
+        time_added: Some(Time(kubelet.parts.clock.now())),
+        value: None,
+    });
+    Some(others.chain(added).collect())
 }
 
 fn arch() -> &'static str {

@@ -57,6 +57,15 @@ impl Condition {
         }
     }
 
+    /// What keeps new pods away while it holds.
+    pub(crate) fn taint(self) -> &'static str {
+        match self {
+            Condition::Memory => "node.kubernetes.io/memory-pressure",
+            Condition::Disk => "node.kubernetes.io/disk-pressure",
+            Condition::Pid => "node.kubernetes.io/pid-pressure",
+        }
+    }
+
     /// Reason and message of the condition.
     pub(crate) fn words(self, holds: bool) -> (&'static str, &'static str) {
         match (self, holds) {

@@ -39,6 +39,20 @@ pub(crate) fn wanted(pod: &Pod, sources: &Sources, facts: &Facts, names: &Names)
     Ok(files)
 }
 
+/// The same for volumes that were made once: of what has lost its source the files stay, so only its kind is told.
+pub(crate) fn made(pod: &Pod, sources: &Sources, facts: &Facts, names: &Names) -> Files {
+    let mut files = Files { volumes: [].into(), etc: etc::of(pod, names) };
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let parts = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        let mut hidden = parts.map(|part| part.secret.is_some() || part.service_account_token.is_some());
+        let secret = volume.secret.is_some() || hidden.any(|hidden| hidden);
+        let content = content(pod, volume, sources, facts);
+        let content = content.unwrap_or(Content::Files { secret, files: Contents::new() });
+        files.volumes.insert(volume.name.clone(), content);
+    }
+    files
+}
+
 /// The tokens that the pod's volumes hold.
 pub(crate) fn tokens(pod: &Pod) -> BTreeSet<TokenKey> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());

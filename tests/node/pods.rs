@@ -287,7 +287,7 @@ fn pods_that_are_gone_leave_nothing_behind() {
     let (before, open) = (left(), descriptors());
     let pod = |number: usize| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("brief-{number}"), "labels": {"app": "brief"}},
-            "spec": {"terminationGracePeriodSeconds": 1, "shareProcessNamespace": number % 2 == 0,
+            "spec": {"terminationGracePeriodSeconds": 1, "shareProcessNamespace": number.is_multiple_of(2),
                 "containers": [{"name": "c", "image": "kubia:1", "imagePullPolicy": "Never",
                     "volumeMounts": [{"name": "m", "mountPath": "/m"}, {"name": "d", "mountPath": "/d", "subPath": "deep/er"}]}],
                 "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]}})
