@@ -30,6 +30,9 @@ pub(crate) struct Config {
     /// What is kept true. A file that names none keeps nothing; without any file it is the demo.
     #[serde(default = "Vec::new")]
     pub(crate) application: Vec<gitops::Application>,
+    /// Who is told what becomes of the applications.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) notify: Vec<gitops::Notify>,
 }
 
 /// `[node]`.
@@ -77,6 +80,7 @@ impl Default for Config {
             images: images::Config::default(),
             store: store::Config::default(),
             application: demo.application,
+            notify: Vec::new(),
         }
     }
 }

@@ -188,6 +188,11 @@ impl Caches {
         Caches { client, stop, made: Arc::default() }
     }
 
+    /// Caches behind another door, kept current as long as these are.
+    pub fn beside(&self, client: Client) -> Caches {
+        Caches::new(client, self.stop.clone())
+    }
+
     /// The cache of a kind known at compile time.
     pub fn of<K>(&self) -> Cache<K>
     where

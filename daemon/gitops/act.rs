@@ -65,6 +65,46 @@ pub(crate) async fn restore(
     }
 }
 
+/// What an engine wrote into a target, if it did.
+pub(crate) async fn read_inventory(
+    door: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<String>, Error> {
+    match send(door, Method::GET, &inventory_path(namespace, name), None).await {
+        Ok(object) => Ok(object["data"]["inventory"].as_str().map(str::to_owned)),
+        Err(error) if client::is_not_found(&error) => Ok(None),
+        Err(source) => Err(Error::Door {
+            verb: "get",
+            what: format!("the inventory of {name}"),
+            source: Box::new(source),
+        }),
+    }
+}
+
+/// Writes what was applied into the one ConfigMap of ours in a target.
+pub(crate) async fn write_inventory(
+    door: &Client,
+    namespace: &str,
+    name: &str,
+    text: &str,
+) -> Result<(), Error> {
+    let body = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": format!("holdfast.{name}"), "namespace": namespace},
+        "data": {"inventory": text},
+    });
+    let path = format!("{}?fieldManager={FIELD_MANAGER}&force=true", inventory_path(namespace, name));
+    let sent = send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &body))).await;
+    let what = || format!("the inventory of {name}");
+    sent.map(|_| ()).map_err(|source| Error::Door { verb: "write", what: what(), source: Box::new(source) })
+}
+
+fn inventory_path(namespace: &str, name: &str) -> String {
+    format!("/api/v1/namespaces/{}/configmaps/holdfast.{}", escape(namespace), escape(name))
+}
+
 /// Deletes the application's own object.
 pub(crate) async fn forget(door: &Client, name: &str) -> Result<(), Error> {
     let path = format!("/apis/holdfast.dev/v1/applications/{}", escape(name));

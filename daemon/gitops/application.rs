@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::health::{Health, HealthCode};
 use api::kinds::{self, Kind};
-use client::Cache;
+use client::{Cache, Caches};
 use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Client;
 use kube::api::DynamicObject;
+use reconcile::Queue;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::warn;
@@ -29,6 +30,7 @@ use crate::hooks::{HookGone, HookView};
 use crate::live::{self, Seen, Watched, whole};
 use crate::marks::{self, Apply};
 use crate::plan::{Failure, Gone, Live, Verdict, View, Wanted};
+use crate::remote::{self, Target};
 use crate::source::{Snapshot, Sourced};
 use crate::status::{Decisions, ObjectStatus, Source, Status, seconds};
 use crate::{history, tell};
@@ -37,6 +39,8 @@ use crate::{history, tell};
 pub(crate) const AT_ONCE: usize = 16;
 /// Failing objects whose last words are remembered.
 const MOST_EVIDENCE: usize = 100;
+/// A cluster that is the target has to answer within this time.
+const REACH: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Kinds without a rule, such as a ConfigMap.
 const HEALTHY: Health = Health { code: HealthCode::Healthy, message: String::new() };
@@ -48,7 +52,11 @@ pub(crate) struct Follower {
     pub(crate) watched: Arc<Watched>,
     names: Arc<BTreeSet<String>>,
     board: Board,
+    /// To the cluster that the objects are applied to.
     pub(crate) door: Client,
+    /// To this node, where the application's own object is.
+    pub(crate) home: Client,
+    pub(crate) around: Neighbourhood,
     pub(crate) archive: Archive,
     /// Not declared any more.
     leaving: bool,
@@ -65,9 +73,24 @@ pub(crate) struct Neighbourhood {
     /// The names of all applications.
     pub(crate) names: Arc<BTreeSet<String>>,
     pub(crate) door: Client,
+    pub(crate) home: Client,
     pub(crate) board: Board,
     /// Where revisions and what was pruned are kept.
     pub(crate) archives: std::path::PathBuf,
+}
+
+impl Neighbourhood {
+    /// The same, before another cluster.
+    pub(crate) fn far(
+        &self,
+        caches: &Caches,
+        target: &Target,
+        queue: &Queue<String>,
+    ) -> Result<Neighbourhood, String> {
+        let door = remote::door(target)?;
+        let watched = Arc::new(Watched::new(caches.beside(door.clone()), queue.clone()));
+        Ok(Neighbourhood { door, watched, ..self.clone() })
+    }
 }
 
 pub(crate) struct Memory {
@@ -76,6 +99,8 @@ pub(crate) struct Memory {
     archived: Option<Arc<Snapshot>>,
     pub(crate) told: Option<Status>,
     pub(crate) told_at: Option<Timestamp>,
+    /// What was written into the target last.
+    pub(crate) inventory: String,
     /// What a person decided and was not told yet.
     pub(crate) decisions: Option<Decisions>,
     pub(crate) seen: BTreeMap<Id, Seen>,
@@ -112,16 +137,31 @@ impl Follower {
             archived: None,
             told: None,
             told_at: None,
+            inventory: String::new(),
             decisions: None,
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
             evidence: BTreeMap::new(),
         };
-        let Neighbourhood { watched, names, door, board, archives } = around.clone();
+        let Neighbourhood { watched, names, door, home, board, archives } = around.clone();
+        let around = around.clone();
         let archive = Archive::new(archives.join(&application.name));
         let (leaving, memory) = (false, Mutex::new(memory));
-        Follower { application, source, sourced, watched, names, board, door, archive, leaving, memory }
+        Follower {
+            application,
+            source,
+            sourced,
+            watched,
+            names,
+            board,
+            door,
+            home,
+            around,
+            archive,
+            leaving,
+            memory,
+        }
     }
 
     /// One whose declaration is gone, and that is to take its objects with it.
@@ -172,6 +212,7 @@ impl Follower {
     /// Reads everything the plan looks at.
     pub(crate) async fn observe(&self, now: Timestamp) -> Result<View, Error> {
         let told = self.remembered().await?;
+        self.reach(now).await?;
         let newest = Arc::clone(&self.sourced.borrow());
         let decisions = self.lock().decisions.clone().unwrap_or_else(|| told.decisions.clone());
         let (choice, sourced) = self.chosen(&told, &decisions, &newest, now).await?;
@@ -317,10 +358,10 @@ impl Follower {
         if let Some(told) = self.lock().told.clone() {
             return Ok(told);
         }
-        let object = act::declare(&self.door, &self.application.name, &self.spec()).await?;
+        let object = act::declare(&self.home, &self.application.name, &self.spec()).await?;
         let status = object.get("status").cloned().unwrap_or(Value::Null);
-        let told: Status = if status.is_null() {
-            Status::default()
+        let told: Status = if status.as_object().is_none_or(serde_json::Map::is_empty) {
+            self.inventory().await?
         } else {
             let what = || format!("the status of application {}", self.application.name);
             serde_json::from_value(status).map_err(|source| Error::Json { what: what(), source })?
@@ -328,6 +369,45 @@ impl Follower {
         self.post(&told);
         self.lock().told = Some(told.clone());
         Ok(told)
+    }
+
+    /// Whether the target answers: what does not answer must not hold up the other applications.
+    async fn reach(&self, now: Timestamp) -> Result<(), Error> {
+        let Some(target) = &self.application.target else { return Ok(()) };
+        let request = http::Request::get("/version")
+            .body(Vec::new())
+            .map_err(|_| Error::CutOff("asking the target"))?;
+        let answer = tokio::time::timeout(REACH, self.door.request_text(request)).await;
+        let why = match answer {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => reconcile::chain(&error),
+            Err(_) => format!("no answer within {} s", REACH.as_secs()),
+        };
+        let message = format!(
+            "the cluster of {} cannot be reached, what is there stays: {why}",
+            target.kubeconfig.display()
+        );
+        let mut status = self.lock().told.clone().unwrap_or_default();
+        let failed = ("Failed".to_owned(), message.clone());
+        if (status.sync.state.clone(), status.sync.message.clone()) != failed {
+            (status.sync.state, status.sync.message) = failed;
+            let before = status.clone();
+            status.carry(&before, now);
+            self.report(status, now).await?;
+        }
+        Err(Error::Denied { application: self.application.name.clone(), why: message })
+    }
+
+    /// What an engine left in the target of what it applied there.
+    async fn inventory(&self) -> Result<Status, Error> {
+        if self.application.target.is_none() {
+            return Ok(Status::default());
+        }
+        let read = act::read_inventory(&self.door, &self.application.namespace, &self.application.name);
+        let text = tokio::time::timeout(REACH, read)
+            .await
+            .map_err(|_| Error::CutOff("reading the target's inventory"))??;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default())
     }
 
     pub(crate) fn spec(&self) -> Value {

@@ -19,7 +19,7 @@ use crate::ignore::{self, Rules};
 use crate::live::Seen;
 use crate::marks::{self, Apply};
 use crate::plan::{Failure, Removal, Step, Verdict};
-use crate::status::Status;
+use crate::status::{HealthStatus, ObjectStatus, Status};
 
 /// The wait after an object's first failure; it doubles up to the most.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -46,16 +46,17 @@ impl Follower {
                     .await;
                 deleted.into_iter().collect()
             }
-            Step::Forget => act::forget(&self.door, &self.application.name).await,
+            Step::Forget => act::forget(&self.home, &self.application.name).await,
         }
     }
 
-    async fn report(&self, status: Status, now: Timestamp) -> Result<(), Error> {
-        match act::report(&self.door, &self.application.name, &status).await {
+    pub(crate) async fn report(&self, status: Status, now: Timestamp) -> Result<(), Error> {
+        self.keep_inventory(&status).await?;
+        match act::report(&self.home, &self.application.name, &status).await {
             Ok(()) => {}
             Err(Error::Door { source, .. }) if client::is_not_found(&source) => {
-                act::declare(&self.door, &self.application.name, &self.spec()).await?;
-                act::report(&self.door, &self.application.name, &status).await?;
+                act::declare(&self.home, &self.application.name, &self.spec()).await?;
+                act::report(&self.home, &self.application.name, &status).await?;
             }
             Err(error) => return Err(error),
         }
@@ -67,6 +68,34 @@ impl Follower {
         }
         memory.told = Some(status);
         memory.told_at = Some(now);
+        Ok(())
+    }
+
+    /// Leaves in the target what was applied there, so that another node can take over.
+    async fn keep_inventory(&self, status: &Status) -> Result<(), Error> {
+        if self.application.target.is_none() || status.objects.is_empty() && self.lock().inventory.is_empty()
+        {
+            return Ok(());
+        }
+        let mut kept =
+            Status { objects: status.objects.clone(), hooks: status.hooks.clone(), ..Status::default() };
+        kept.sync.revision.clone_from(&status.sync.revision);
+        for object in &mut kept.objects {
+            *object = ObjectStatus {
+                health: HealthStatus::default(),
+                message: String::new(),
+                waits_for: String::new(),
+                sync: String::new(),
+                ..object.clone()
+            };
+        }
+        let what = || format!("the inventory of {}", self.application.name);
+        let text = serde_json::to_string(&kept).map_err(|source| Error::Json { what: what(), source })?;
+        if self.lock().inventory == text {
+            return Ok(());
+        }
+        act::write_inventory(&self.door, &self.application.namespace, &self.application.name, &text).await?;
+        self.lock().inventory = text;
         Ok(())
     }
 

@@ -9,9 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Error;
+use crate::notices::Forge;
 use crate::policy::{Ignore, OnRemoval, Policy, Window};
 use crate::secret::Secret;
 use crate::source::{Location, Verify};
+use crate::remote::Target;
 
 /// One application: a source, a path and a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,12 @@ pub struct Application {
     /// When new revisions may be applied; at any time when there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window: Vec<Window>,
+    /// Another Kubernetes that the objects are applied to; this node when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The forge that is told how each commit fares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_status: Option<Forge>,
     /// Fields that belong to somebody else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignore: Vec<Ignore>,

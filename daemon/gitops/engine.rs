@@ -104,6 +104,7 @@ impl Engine {
             watched: Arc::new(Watched::new(parts.caches.clone(), queue.clone())),
             names: Arc::new(names),
             door: parts.caches.client(),
+            home: parts.caches.client(),
             board: Board::default(),
             archives: parts.dir.join("history"),
         };
@@ -121,6 +122,7 @@ impl Engine {
         };
         check_dependencies(&parts.applications)?;
         let mut repositories: BTreeMap<Location, Git> = BTreeMap::new();
+        let mut targets: BTreeMap<crate::remote::Target, Neighbourhood> = BTreeMap::new();
         let mut sources = Vec::new();
         for application in parts.applications {
             let mut origin = application.origin()?;
@@ -158,7 +160,20 @@ impl Engine {
                     });
                 }
             }
-            let follower = Arc::new(Follower::new(application, &origin, sourced, &around));
+            let near = match &application.target {
+                Some(target) => match targets.get(target) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let far = around
+                            .far(&parts.caches, target, &queue)
+                            .map_err(|why| Error::Config { application: name.clone(), why })?;
+                        targets.insert(target.clone(), far.clone());
+                        far
+                    }
+                },
+                None => around.clone(),
+            };
+            let follower = Arc::new(Follower::new(application, &origin, sourced, &near));
             if inner.followers.insert(name.clone(), follower).is_some() {
                 let why = "its name is taken twice; every application needs its own".to_owned();
                 return Err(Error::Config { application: name, why });
@@ -227,6 +242,19 @@ impl Engine {
             lock(&self.inner.leaving).insert(name.to_owned(), follower);
             self.inner.queue.wake(name.to_owned());
         }
+    }
+
+    /// The time, as the engine knows it.
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.inner.now)()
+    }
+
+    /// The forges of the applications that name one.
+    pub(crate) fn forges(&self) -> BTreeMap<String, crate::notices::Forge> {
+        let named = self.inner.followers.iter();
+        named
+            .filter_map(|(name, follower)| Some((name.clone(), follower.application.commit_status.clone()?)))
+            .collect()
     }
 
     /// The names of the applications.
@@ -427,17 +455,20 @@ impl Engine {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
         };
-        let mut found = explain::gather(&self.inner.around, kind, id.clone()).await?;
+        let knows = |status: &Status| {
+            status.objects.iter().any(|known| known.id() == id)
+                || status.hooks.iter().any(|known| known.id() == id)
+        };
+        let keeper =
+            self.inner.followers.values().find(|follower| follower.told().is_some_and(|told| knows(&told)));
+        let near = keeper.map_or(&self.inner.around, |follower| &follower.around);
+        let mut found = explain::gather(near, kind, id.clone()).await?;
         let owner = found
             .above
             .first()
             .and_then(|root| root["metadata"]["labels"][APPLICATION_LABEL].as_str())
             .map(str::to_owned);
         for (application, status) in self.statuses() {
-            let knows = |status: &Status| {
-                status.objects.iter().any(|known| known.id() == id)
-                    || status.hooks.iter().any(|known| known.id() == id)
-            };
             if owner.as_deref() == Some(&application) || (owner.is_none() && knows(&status)) {
                 found.application = Some((application, status));
             } else if found.above.is_empty() && found.tombstone.is_none() {

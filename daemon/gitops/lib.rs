@@ -26,12 +26,14 @@ mod hooks;
 mod ignore;
 mod live;
 mod marks;
+mod notices;
 mod order;
 mod plan;
 mod policy;
 mod preview;
 mod push;
 mod secret;
+mod remote;
 mod source;
 mod status;
 mod tell;
@@ -44,10 +46,12 @@ pub use diff::{Change, ChangeKind, Diff, FieldChange, PlannedHook};
 pub use engine::{Engine, Parts};
 pub use explain::{Explanation, Link};
 pub use forecast::{Effect, EffectKind};
+pub use notices::{Channel, Forge, ForgeKind, Notice, Notify};
 pub use policy::{Ignore, OnRemoval, Policy, Window};
 pub use push::{Answer, Caller, Denied};
 pub use secret::{Secret, SecretError};
 pub use source::{Service, Verify};
+pub use remote::Target;
 pub use status::{
     Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,
     RevisionStatus, Source, Status, SyncStatus, Tally,

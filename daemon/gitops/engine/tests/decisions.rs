@@ -35,9 +35,6 @@ impl Node {
 #[tokio::test]
 async fn a_claim_is_pruned_only_after_a_persons_word_and_can_be_brought_back() {
     let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec:\n  accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Mi}}\n";
-    if api::kinds::by_kind("v1", "PersistentVolumeClaim").is_none() {
-        return;
-    }
     let node =
         Node::new(&[("a.yaml", &config("a", "1")), ("b.yaml", &config("b", "1")), ("c.yaml", claim)]).await;
     node.until("all there", |status| status.objects.len() == 3 && status.sync.state == "Synced").await;
@@ -48,6 +45,14 @@ async fn a_claim_is_pruned_only_after_a_persons_word_and_can_be_brought_back() {
     node.until_live("b pruned", async || node.value("b").await.is_none().then_some(())).await;
     assert!(node.get("PersistentVolumeClaim", "data").await.is_some());
     assert_eq!(node.engine.confirm("demo").unwrap(), ["PersistentVolumeClaim default/data"]);
+    // No controller runs here that would see that no pod uses it any more.
+    node.until_live("the deletion", async || {
+        let claim = node.get("PersistentVolumeClaim", "data").await;
+        claim.is_none_or(|claim| claim["metadata"]["deletionTimestamp"].is_string()).then_some(())
+    })
+    .await;
+    let free = json!({"metadata": {"finalizers": null}});
+    let _ = node.api("PersistentVolumeClaim").patch("data", &PatchParams::default(), &Patch::Merge(&free)).await;
     node.until("the claim let go", |status| status.objects.len() == 1 && status.sync.state == "Synced").await;
     assert!(node.engine.confirm("demo").unwrap_err().to_string().contains("nothing waits"));
     assert_eq!(node.engine.undo("demo", Some("ConfigMap/b")).await.unwrap(), ["ConfigMap default/b"]);
@@ -289,4 +294,44 @@ async fn without_the_source_the_last_revision_comes_up_from_this_machine() {
     node.until_live("the object", async || node.value("a").await).await;
     let status = node.until("trouble", |status| status.sync.state == "Failed").await;
     assert!(status.sync.message.contains("last good state stays"), "{}", status.sync.message);
+}
+
+#[tokio::test]
+async fn another_cluster_is_held_through_its_kubeconfig_and_taken_over_by_another_node() {
+    // Another test may have installed it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = TempDir::new().unwrap();
+    let far = server().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pki = apiserver::Pki::open(&dir.path().join("pki"), &[], address, Timestamp::now()).unwrap();
+    let kubeconfig = pki.kubeconfig.clone();
+    let stop = CancellationToken::new();
+    let (https, token) = (far.clone(), stop.clone());
+    tokio::spawn(async move { https.serve(listener, &pki, token).await.map_err(|error| error.to_string()) });
+    let more = json!({"target": {"kubeconfig": kubeconfig}});
+    let node = Node::with(
+        &[("a.yaml", &config("a", "1")), ("b.yaml", &config("b", "1"))],
+        no_faults(),
+        more.clone(),
+    )
+    .await;
+    node.until_good(&["a", "b"]).await;
+    assert_eq!(node.value("a").await, None, "nothing of it is here");
+    let door = client::door(far.door(User::room("kubectl")));
+    let there = Node { door, server: far, ..node };
+    assert_eq!(there.value("a").await.as_deref(), Some("1"));
+    there.api("ConfigMap").delete("a", &DeleteParams::default()).await.unwrap();
+    there.until_live("healed there", async || there.value("a").await).await;
+    // A node that never saw it prunes what left meanwhile, since the inventory is there.
+    there.tasks.stop(Duration::from_secs(5)).await;
+    there.remove("b.yaml");
+    let fresh = server().await;
+    let (engine, tasks) = self::engine(&fresh, there.dir.path(), no_faults(), more);
+    let there = Node { engine, tasks, ..there };
+    there.until_good(&["a"]).await;
+    there.until_live("pruned there", async || there.value("b").await.is_none().then_some(())).await;
+    // A cluster that does not answer is told, and what is there stays.
+    stop.cancel();
+    there.engine.sync("demo").unwrap();
 }
