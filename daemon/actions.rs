@@ -67,6 +67,10 @@ impl web::Actions for Actions {
         })
     }
 
+    fn state(&self) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async move { self.engine.state().await.map_err(|error| refuse_of(&error)) })
+    }
+
     fn explain(
         &self,
         kind: String,

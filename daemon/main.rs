@@ -9,6 +9,7 @@ mod garbage;
 mod kitchen;
 mod larder;
 mod node;
+mod offline;
 mod ports;
 
 use std::io::IsTerminal;
@@ -61,6 +62,15 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
             Command::Image { command, json } => cli::image::run(&at(&config), &config, command, json).await,
+            Command::Plan { application, json, against: Some(file), .. } => {
+                match offline::plan(&config, &file, application.as_deref()).await {
+                    Ok(plans) => cli::plan::show(&plans, json, cli::Ink::of_stdout()),
+                    Err(why) => {
+                        eprintln!("error: {why}");
+                        ExitCode::from(2)
+                    }
+                }
+            }
             command => cli::run(command, &at(&config)).await,
         }
     })

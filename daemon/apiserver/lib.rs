@@ -23,6 +23,7 @@ mod query;
 mod rbac;
 mod read;
 mod refusal;
+mod restore;
 mod reviews;
 mod scale;
 mod serve;

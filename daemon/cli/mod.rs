@@ -74,6 +74,12 @@ pub(crate) enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Save what is live into a file, for --against
+        #[arg(long, value_name = "FILE", conflicts_with = "against")]
+        save: Option<PathBuf>,
+        /// Plan against a saved state, without a node
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
     },
     /// Tell why an object is as it is: from the commit and its file down to the last log lines
     Explain {
@@ -260,7 +266,8 @@ pub(crate) async fn run(command: Command, at: &At) -> ExitCode {
     let done = match command {
         Command::Status { json, wait } => status::run(at, json, wait.map(Duration::from_secs), ink).await,
         Command::Diff { application, json } => diff::run(at, application.as_deref(), json, ink).await,
-        Command::Plan { application, json } => plan::run(at, application.as_deref(), json, ink).await,
+        Command::Plan { save: Some(file), .. } => plan::save(at, &file).await,
+        Command::Plan { application, json, .. } => plan::run(at, application.as_deref(), json, ink).await,
         Command::Explain { object, namespace, json } => {
             explain::run(at, &object, &namespace, json, ink).await
         }

@@ -1,5 +1,8 @@
 //! `holdfast plan`: what a sync will do, to the files and to what runs.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::Value;
@@ -20,12 +23,42 @@ pub(crate) async fn run(
     ink: Ink,
 ) -> Result<ExitCode, CliError> {
     let plans = at.ask(at.client()?.get(at.url("/diff", application))).await?;
+    Ok(show(&plans, json, ink))
+}
+
+/// Prints plans; succeeds when nothing in them fails.
+pub(crate) fn show(plans: &Value, json: bool, ink: Ink) -> ExitCode {
     if json {
         println!("{plans:#}");
     } else {
-        print!("{}", render(&plans, ink));
+        print!("{}", render(plans, ink));
     }
-    Ok(if is_sound(&plans) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if is_sound(plans) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Saves what is live.
+///
+/// # Errors
+/// When the node cannot be asked, or the file not be written.
+pub(crate) async fn save(at: &At, file: &Path) -> Result<ExitCode, CliError> {
+    let token = std::fs::read_to_string(&at.token).map_err(|source| CliError::Read {
+        path: at.token.clone(),
+        way_out: "all objects are for root alone: use sudo, and the node's own --config",
+        source,
+    })?;
+    let request = at.client()?.get(at.url("/state", None)).bearer_auth(token.trim());
+    let state = at.ask(request).await?;
+    let failed =
+        |source| CliError::Read { path: file.to_path_buf(), way_out: "it cannot be written", source };
+    let mut opened = std::fs::OpenOptions::new();
+    let mut opened = opened.create(true).write(true).truncate(true).mode(0o600).open(file).map_err(failed)?;
+    opened.write_all(state.to_string().as_bytes()).map_err(failed)?;
+    println!(
+        "{} objects saved in {}, Secrets without their values",
+        list(&state["objects"]).count(),
+        file.display()
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Nothing is refused and nothing is wrong with the files.
@@ -58,7 +91,12 @@ pub(crate) fn render(plans: &Value, ink: Ink) -> String {
             out.push_str(&render_hook(hook, ink));
         }
         for change in list(&plan["changes"]) {
-            out.push_str(&render_change(change, ink));
+            let mut change = change.clone();
+            // All of what is made would be a field: its file shows it better.
+            if change["kind"] == "create" {
+                change["fields"] = Value::Null;
+            }
+            out.push_str(&render_change(&change, ink));
             list(&change["effects"]).for_each(|effect| out.push_str(&render_effect(effect, ink)));
         }
         for hook in list(&plan["hooks"]).filter(|hook| hook["phase"] != "pre-sync") {

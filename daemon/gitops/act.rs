@@ -117,6 +117,17 @@ pub(crate) async fn forget(door: &Client, name: &str) -> Result<(), Error> {
     }
 }
 
+/// Every object of a kind that is there, whole.
+pub(crate) async fn list(door: &Client, kind: &Kind) -> Result<Vec<Value>, kube::Error> {
+    let root = if kind.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", kind.group) };
+    let listed = send(door, Method::GET, &format!("{root}/{}/{}", kind.version, kind.plural), None).await?;
+    let mut items = listed["items"].as_array().cloned().unwrap_or_default();
+    for item in &mut items {
+        (item["apiVersion"], item["kind"]) = (json!(kind.api_version()), json!(kind.kind));
+    }
+    Ok(items)
+}
+
 /// Every application object that is there.
 pub(crate) async fn applications(door: &Client) -> Result<Vec<Value>, Error> {
     let listed = send(door, Method::GET, "/apis/holdfast.dev/v1/applications", None).await;

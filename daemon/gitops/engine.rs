@@ -249,6 +249,11 @@ impl Engine {
         (self.inner.now)()
     }
 
+    /// The door to this node.
+    pub(crate) fn door(&self) -> kube::Client {
+        self.inner.around.home.clone()
+    }
+
     /// The forges of the applications that name one.
     pub(crate) fn forges(&self) -> BTreeMap<String, crate::notices::Forge> {
         let named = self.inner.followers.iter();
@@ -270,6 +275,13 @@ impl Engine {
     /// All applications with what they told last.
     pub fn statuses(&self) -> BTreeMap<String, Status> {
         self.names().into_iter().map(|name| (name.clone(), self.status(&name).unwrap_or_default())).collect()
+    }
+
+    /// Whether an application's source was read, or is known to be in trouble.
+    pub fn is_read(&self, application: &str) -> bool {
+        let Some(follower) = self.inner.follower(application) else { return false };
+        let sourced = follower.newest();
+        (sourced.snapshot.is_some() || sourced.trouble.is_some()) && follower.told().is_some()
     }
 
     /// Counts up with every status that is told.

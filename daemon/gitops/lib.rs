@@ -35,6 +35,7 @@ mod push;
 mod secret;
 mod remote;
 mod source;
+mod state;
 mod status;
 mod tell;
 
@@ -52,6 +53,7 @@ pub use push::{Answer, Caller, Denied};
 pub use secret::{Secret, SecretError};
 pub use source::{Service, Verify};
 pub use remote::Target;
+pub use state::{objects_of, without_withheld};
 pub use status::{
     Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,
     RevisionStatus, Source, Status, SyncStatus, Tally,

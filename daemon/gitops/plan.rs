@@ -242,7 +242,10 @@ impl<'a> Round<'a> {
         let hold = match (&view.choice.choice, &view.blocked, &gate) {
             (Choice::None { why }, _, _) => Some((why.clone(), true)),
             (_, Some(blocked), _) => Some((blocked.clone(), true)),
-            (_, _, Progress::Waits(why) | Progress::Failed(why)) => Some((why.clone(), false)),
+            // The details are the hook's own.
+            (_, _, Progress::Waits(why) | Progress::Failed(why)) => {
+                Some((why.split_once(": ").map_or(why.as_str(), |(what, _)| what).to_owned(), false))
+            }
             _ => None,
         };
         let pending = pending(view, hold, now);

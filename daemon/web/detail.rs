@@ -191,7 +191,9 @@ fn change(html: &mut Html, change: &Value) {
         }
         html.raw("</p>");
     }
-    let fields: Vec<&Value> = change["fields"].as_array().into_iter().flatten().collect();
+    // All of what is made would be a field: its file shows it better.
+    let whole = change["kind"] == "create";
+    let fields: Vec<&Value> = change["fields"].as_array().into_iter().flatten().filter(|_| !whole).collect();
     if !fields.is_empty() {
         html.raw("<table class=\"diff\"><thead><tr><th>Field<th>Live<th>Wanted</tr></thead><tbody>");
         for field in fields {

@@ -55,6 +55,8 @@ pub trait Actions: Send + Sync + 'static {
     fn decide(&self, application: String, decision: Decision) -> BoxFuture<'_, Result<Value, Refusal>>;
     /// What was pruned of an application and can be brought back: `gitops::Tombstone`s as JSON.
     fn pruned(&self, application: String) -> BoxFuture<'_, Result<Value, Refusal>>;
+    /// Everything that is live, for a plan without the node: the document of `gitops::Engine::state`.
+    fn state(&self) -> BoxFuture<'_, Result<Value, Refusal>>;
     /// Why an object is as it is: `gitops::Explanation` as JSON.
     fn explain(&self, kind: String, name: String, namespace: String)
     -> BoxFuture<'_, Result<Value, Refusal>>;

@@ -132,7 +132,9 @@ fn application(html: &mut Html, app: &Application, now: Timestamp) {
     if !app.followed {
         html.raw("<p class=\"wait\">No longer declared in this node's configuration: what it made is left alone.</p>");
     }
-    sentence(html, &status.sync.message);
+    if status.sync.message != status.sync.waits_for {
+        sentence(html, &status.sync.message);
+    }
     if status.health.message != status.sync.message {
         sentence(html, &status.health.message);
     }
@@ -469,7 +471,9 @@ fn pods(html: &mut Html, pods: Vec<&Pod>, now: Timestamp) {
     }
     html.raw("<table><thead><tr><th>Pod<th>State<th>Ready<th>Restarts<th>Address<th>Age<th>Why</tr></thead><tbody>");
     for pod in pods {
-        cell(html, "\n<tr><td data-label=\"Pod\">", &format!("{}/{}", pod.namespace, pod.name));
+        html.raw("\n<tr><td class=\"name\" data-label=\"Pod\">");
+        object_link(html, "Pod", &pod.namespace, &pod.name, &format!("{}/{}", pod.namespace, pod.name));
+        html.raw("</td>");
         html.raw("<td class=\"short\" data-label=\"State\">");
         let alive = pod.state == "Running" && pod.ready < pod.containers;
         toned(html, if alive { Tone::Wait } else { tone(&pod.state) }, &pod.state);

@@ -63,6 +63,7 @@ pub(crate) fn router(room: Arc<Room>, stop: CancellationToken) -> Router {
         .route("/undo", post(|app, which, headers| decide(app, which, headers, "undo")))
         .route("/pruned", get(pruned))
         .route("/explain", get(explain))
+        .route("/state", get(state))
         .route("/object", get(object))
         .route("/plan", get(plan))
         .route("/webhook/{name}", post(forge::webhook))
@@ -254,6 +255,14 @@ struct Object {
     name: String,
     #[serde(default)]
     namespace: String,
+}
+
+/// All objects at once are for root alone.
+async fn state(State(app): State<App>, headers: HeaderMap) -> Response {
+    match guard::authorize(&headers, &app.room.token) {
+        Ok(()) => answer(app.room.actions.state().await),
+        Err((status, message)) => refuse(status, &message),
+    }
 }
 
 async fn explain(State(app): State<App>, Query(object): Query<Object>) -> Response {

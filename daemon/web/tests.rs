@@ -46,6 +46,9 @@ impl Actions for Asked {
     fn pruned(&self, _: String) -> BoxFuture<'_, Result<Value, Refusal>> {
         Box::pin(async { Ok(json!([])) })
     }
+    fn state(&self) -> BoxFuture<'_, Result<Value, Refusal>> {
+        Box::pin(async { Ok(json!({"holdfastState": 1, "objects": []})) })
+    }
     fn explain(&self, kind: String, name: String, _: String) -> BoxFuture<'_, Result<Value, Refusal>> {
         Box::pin(async move {
             Ok(
@@ -488,6 +491,8 @@ async fn decisions_reach_the_engine_and_a_browser_goes_back_to_the_page() {
     let asked = world.asked.0.lock().unwrap().join("; ");
     let expected = "Confirm demo; Approve demo; Resume demo; Undo(Some(\"configmap/a\")) demo; RollBack(Some(\"abc\")) demo";
     assert_eq!(asked, expected);
+    let (status, _) = world.ask(Request::get("/state"), "").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "all objects are for who has the token");
     let (status, _) = world.ask(Request::post("/confirm").header("accept", "text/html"), "").await;
     assert_eq!(status, StatusCode::SEE_OTHER);
     let (status, _) = world.ask(Request::post("/confirm").header("sec-fetch-site", "cross-site"), "").await;

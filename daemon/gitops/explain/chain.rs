@@ -19,7 +19,11 @@ pub(crate) fn assemble(found: &Gathered) -> Explanation {
     if let Some((name, status)) = &found.application {
         depth = from_source(name, status, &root, &mut links);
     }
-    if found.above.is_empty() {
+    // What waits to be made has its reason in the link before.
+    let wanted = found.application.as_ref().is_some_and(|(_, status)| {
+        status.objects.iter().any(|known| known.id() == root && known.sync != "Synced")
+    });
+    if found.above.is_empty() && !wanted {
         links.push(absent(found, depth));
     }
     for object in &found.above {
@@ -41,8 +45,11 @@ fn from_source(name: &str, status: &Status, root: &Id, links: &mut Vec<Link>) ->
         "Failed" => "bad",
         _ => "wait",
     };
-    let waits =
-        if sync.waits_for.is_empty() { String::new() } else { format!("; waits for {}", sync.waits_for) };
+    let waits = if sync.waits_for.is_empty() || sync.message.contains(&sync.waits_for) {
+        String::new()
+    } else {
+        format!("; waits for {}", sync.waits_for)
+    };
     links.push(Link {
         depth: 0,
         what: format!("application {name}"),
@@ -189,7 +196,9 @@ fn last_change(object: &Value) -> Option<String> {
     let own = entries.iter().filter(|entry| entry["subresource"].as_str().unwrap_or_default().is_empty());
     let last = own.max_by_key(|entry| entry["time"].as_str().unwrap_or_default().to_owned())?;
     let manager = last["manager"].as_str()?;
-    (manager != crate::FIELD_MANAGER && object["metadata"]["ownerReferences"].is_null())
+    // Controllers keep their notes on what they look after.
+    let controller = manager.starts_with("holdfast") || manager == "kube-controller-manager";
+    (!controller && object["metadata"]["ownerReferences"].is_null())
         .then(|| format!("last changed by {manager} at {}", last["time"].as_str().unwrap_or_default()))
 }
 

@@ -52,7 +52,8 @@ async fn a_claim_is_pruned_only_after_a_persons_word_and_can_be_brought_back() {
     })
     .await;
     let free = json!({"metadata": {"finalizers": null}});
-    let _ = node.api("PersistentVolumeClaim").patch("data", &PatchParams::default(), &Patch::Merge(&free)).await;
+    let _ =
+        node.api("PersistentVolumeClaim").patch("data", &PatchParams::default(), &Patch::Merge(&free)).await;
     node.until("the claim let go", |status| status.objects.len() == 1 && status.sync.state == "Synced").await;
     assert!(node.engine.confirm("demo").unwrap_err().to_string().contains("nothing waits"));
     assert_eq!(node.engine.undo("demo", Some("ConfigMap/b")).await.unwrap(), ["ConfigMap default/b"]);
