@@ -305,7 +305,7 @@ impl Node {
         })
         .map_err(room("the applications"))?;
         engine.start(&tasks);
-        engine.tell(&tasks, config.notify.clone()).map_err(room("the notices"))?;
+        engine.tell(&tasks, config.notify.clone(), clock).map_err(room("the notices"))?;
         let users = Users {
             images: ground.images.clone(),
             runtime: Arc::clone(&ground.runtime) as Arc<dyn Runtime>,

@@ -110,6 +110,11 @@ pub(crate) fn render(document: &Value, ink: Ink, now: Timestamp) -> String {
         out.push('\n');
         out.push_str(&application(app, ink, now));
     }
+    for app in list(&document["applications"]).filter(|app| app["followed"] == false) {
+        let line =
+            format!("application {} is no longer declared: what it made is left alone", text(&app["name"]));
+        out.push_str(&format!("\n{}\n", ink.paint(Tone::Wait, &line)));
+    }
     out.push('\n');
     out.push_str(&conclusion(document, ink));
     out

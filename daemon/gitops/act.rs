@@ -31,6 +31,23 @@ pub(crate) async fn apply(door: &Client, object: &Object, run: Run) -> Result<Va
     send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &object.value))).await
 }
 
+/// Who else changed what an apply would put back: fields and managers, in words; nothing when nobody did.
+pub(crate) async fn conflicts(door: &Client, object: &Object) -> Option<String> {
+    let path = format!("{}?fieldManager={FIELD_MANAGER}&dryRun=All", path_of(object.kind, &object.id));
+    let sent = send(door, Method::PATCH, &path, Some(("application/apply-patch+yaml", &object.value))).await;
+    let Err(kube::Error::Api(status)) = sent else { return None };
+    if status.code != 409 {
+        return None;
+    }
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+    let manager = |message: &str| message.split('"').nth(1).unwrap_or("somebody").to_owned();
+    let lines: Vec<String> = causes
+        .iter()
+        .map(|cause| format!("{}, which {} had changed", cause.field, manager(&cause.message)))
+        .collect();
+    (!lines.is_empty()).then(|| format!("put back {}", lines.join("; ")))
+}
+
 /// Reads an object as it is now.
 pub(crate) async fn get(door: &Client, object: &Object) -> Result<Value, kube::Error> {
     send(door, Method::GET, &path_of(object.kind, &object.id), None).await

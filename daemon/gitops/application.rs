@@ -107,6 +107,8 @@ pub(crate) struct Memory {
     /// The text and the live form for which a dry run gave this verdict.
     pub(crate) verdicts: BTreeMap<Id, (u64, u64, Verdict)>,
     pub(crate) failures: BTreeMap<Id, Failure>,
+    /// What was put back of an object, and who had changed it.
+    pub(crate) healed: BTreeMap<Id, String>,
     /// What the failing container of an object said last.
     evidence: BTreeMap<Id, (Failing, Vec<String>)>,
 }
@@ -142,6 +144,7 @@ impl Follower {
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
+            healed: BTreeMap::new(),
             evidence: BTreeMap::new(),
         };
         let Neighbourhood { watched, names, door, home, board, archives } = around.clone();
@@ -542,7 +545,7 @@ impl Follower {
                 Some(failure) => Verdict::Failed(failure),
                 None => self.end(&object, told).map_or(Verdict::Missing, Verdict::Ended),
             };
-            return Wanted { object, live: None, verdict, known };
+            return Wanted { object, live: None, verdict, known, healed: None };
         };
         let mut live = live;
         live.evidence = self.evidence(&object.id, &live, eyes).await;
@@ -551,7 +554,8 @@ impl Follower {
             Apply::Once => Verdict::Same,
             Apply::Always | Apply::Replace => self.verdict(&object, &seen).await,
         };
-        Wanted { object, live: Some(live), verdict, known }
+        let healed = self.lock().healed.get(&object.id).cloned();
+        Wanted { object, live: Some(live), verdict, known, healed }
     }
 
     /// How a Job ended that has deleted itself since.

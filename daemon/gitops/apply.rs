@@ -15,11 +15,12 @@ use crate::act::{self, Run};
 use crate::application::{AT_ONCE, Follower};
 use crate::archive::Tombstone;
 use crate::build::{Defect, Object};
+use crate::history;
 use crate::ignore::{self, Rules};
 use crate::live::Seen;
 use crate::marks::{self, Apply};
 use crate::plan::{Failure, Removal, Step, Verdict};
-use crate::status::{HealthStatus, ObjectStatus, Status};
+use crate::status::{HealthStatus, ObjectStatus, Status, seconds};
 
 /// The wait after an object's first failure; it doubles up to the most.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -101,6 +102,12 @@ impl Follower {
 
     async fn apply(&self, object: Object, now: Timestamp) {
         let masked = self.masked(&object).await;
+        if self.is_drift(&object)
+            && let Some(healed) = act::conflicts(&self.door, &masked).await
+        {
+            info!(application = self.application.name, object = %object.id, healed, "drift");
+            self.lock().healed.insert(object.id.clone(), format!("{healed} ({})", seconds(now)));
+        }
         let applied = act::apply(&self.door, &masked, Run::Real).await;
         match applied {
             Ok(after) => {
@@ -115,6 +122,14 @@ impl Follower {
             }
             Err(error) => self.failed(&object, &error, now),
         }
+    }
+
+    /// Whether this very text was applied before and is live otherwise.
+    fn is_drift(&self, object: &Object) -> bool {
+        let memory = self.lock();
+        let known =
+            memory.told.as_ref().and_then(|told| told.objects.iter().find(|known| known.id() == object.id));
+        memory.seen.contains_key(&object.id) && history::was_applied(known, object)
     }
 
     fn failed(&self, object: &Object, error: &kube::Error, now: Timestamp) {

@@ -11,9 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::Error;
 use crate::notices::Forge;
 use crate::policy::{Ignore, OnRemoval, Policy, Window};
+use crate::remote::Target;
 use crate::secret::Secret;
 use crate::source::{Location, Verify};
-use crate::remote::Target;
 
 /// One application: a source, a path and a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

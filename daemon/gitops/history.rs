@@ -15,6 +15,9 @@ use crate::tell;
 
 /// Objects remembered of one sync.
 const MOST_OBJECTS: usize = 100;
+/// Of how many syncs all of these are kept, and how many of those before.
+const WHOLE: usize = 5;
+const FEW_OBJECTS: usize = 10;
 
 /// The history after this round.
 pub(crate) fn carry(view: &View, round: &Round<'_>, status: &Status, now: Timestamp) -> Vec<RevisionStatus> {
@@ -42,6 +45,9 @@ pub(crate) fn carry(view: &View, round: &Round<'_>, status: &Status, now: Timest
         });
         let surplus = history.len().saturating_sub(MOST_HISTORY);
         history.drain(..surplus);
+        // The older a sync, the less is asked of its details.
+        let old = history.len().saturating_sub(WHOLE);
+        history[..old].iter_mut().for_each(|entry| entry.objects.truncate(FEW_OBJECTS));
     }
     let Some(last) = history.last_mut() else { return history };
     if last.result == "Healthy" {

@@ -32,8 +32,8 @@ mod plan;
 mod policy;
 mod preview;
 mod push;
-mod secret;
 mod remote;
+mod secret;
 mod source;
 mod state;
 mod status;
@@ -50,9 +50,9 @@ pub use forecast::{Effect, EffectKind};
 pub use notices::{Channel, Forge, ForgeKind, Notice, Notify};
 pub use policy::{Ignore, OnRemoval, Policy, Window};
 pub use push::{Answer, Caller, Denied};
+pub use remote::Target;
 pub use secret::{Secret, SecretError};
 pub use source::{Service, Verify};
-pub use remote::Target;
 pub use state::{objects_of, without_withheld};
 pub use status::{
     Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,

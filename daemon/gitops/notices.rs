@@ -11,7 +11,9 @@ mod send;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use client::{Clock, Recorder, Weight};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use reconcile::Tasks;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -140,14 +142,17 @@ pub(crate) fn notices(name: &str, before: &Status, after: &Status, now: Timestam
     found
 }
 
-/// Watches every application and tells of it.
-pub(crate) async fn run(
+/// What telling needs.
+pub(crate) struct Telling {
     engine: Engine,
     receivers: Vec<Notify>,
     forges: BTreeMap<String, Forge>,
-    tasks: Tasks,
-    stop: CancellationToken,
-) {
+    events: Recorder,
+}
+
+/// Watches every application and tells of it.
+pub(crate) async fn run(telling: Telling, tasks: Tasks, stop: CancellationToken) {
+    let Telling { engine, receivers, forges, events } = telling;
     let http = send::client();
     let mut queues = Vec::new();
     for (at, receiver) in receivers.into_iter().enumerate() {
@@ -192,6 +197,7 @@ pub(crate) async fn run(
                 if told.insert(key(&notice), now).is_some() {
                     continue;
                 }
+                record(&events, &notice);
                 for (_, queue) in queues.iter().filter(|(receiver, _)| receiver.wants(&notice)) {
                     if queue.try_send(notice.clone()).is_err() {
                         warn!(application = name, "a receiver is too far behind, a notice is dropped");
@@ -207,6 +213,24 @@ pub(crate) async fn run(
             more = changed.changed() => if more.is_err() { return },
         }
     }
+}
+
+/// As an event of the application, for `kubectl describe`.
+fn record(events: &Recorder, notice: &Notice) {
+    let (weight, reason) = match notice.event {
+        "failed" => (Weight::Warning, "SyncFailed"),
+        "rolled-back" => (Weight::Warning, "RolledBack"),
+        "waiting" => (Weight::Normal, "Waiting"),
+        "recovered" => (Weight::Normal, "Recovered"),
+        _ => (Weight::Normal, "Healthy"),
+    };
+    let about = ObjectReference {
+        api_version: Some("holdfast.dev/v1".to_owned()),
+        kind: Some("Application".to_owned()),
+        name: Some(notice.application.clone()),
+        ..ObjectReference::default()
+    };
+    events.tell_of(about, weight, reason, &notice.message);
 }
 
 /// Counts change while a thing fails in the same way: digits are no news.
@@ -263,18 +287,16 @@ impl Engine {
     ///
     /// # Errors
     /// `Config` for a receiver or a forge that cannot be reached as it is declared.
-    pub fn tell(&self, tasks: &Tasks, receivers: Vec<Notify>) -> Result<(), crate::Error> {
+    pub fn tell(&self, tasks: &Tasks, receivers: Vec<Notify>, clock: Clock) -> Result<(), crate::Error> {
         for receiver in &receivers {
             receiver
                 .check()
                 .map_err(|why| crate::Error::Config { application: "[[notify]]".to_owned(), why })?;
         }
         let forges = self.forges();
-        if receivers.is_empty() && forges.is_empty() {
-            return Ok(());
-        }
+        let events = Recorder::new(self.door(), "holdfast", clock, tasks.token());
         let (engine, own) = (self.clone(), tasks.clone());
-        tasks.spawn("notices", move |stop| run(engine, receivers, forges, own, stop));
+        tasks.spawn("notices", move |stop| run(Telling { engine, receivers, forges, events }, own, stop));
         Ok(())
     }
 }

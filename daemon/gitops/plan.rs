@@ -62,6 +62,8 @@ pub(crate) struct Wanted {
     pub(crate) verdict: Verdict,
     /// The hash of the text that was applied last.
     pub(crate) known: u64,
+    /// What was put back since it was told last.
+    pub(crate) healed: Option<String>,
 }
 
 /// An object of the inventory that the files want no more.

@@ -172,6 +172,9 @@ pub struct ObjectStatus {
     /// How it ended, for a Job that takes itself away.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ended: String,
+    /// What was put back last, and who had changed it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub healed: String,
     /// Not pruned before a person says so.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub confirm: bool,

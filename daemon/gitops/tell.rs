@@ -100,6 +100,7 @@ fn wanted_status(wanted: &Wanted, pending: &Pending<'_>, known: Option<&ObjectSt
         waits_for: pending.waits.get(&object.id).cloned().unwrap_or_default(),
         applied,
         ended,
+        healed: wanted.healed.clone().or_else(|| known.map(|known| known.healed.clone())).unwrap_or_default(),
         confirm: false,
     }
 }

@@ -37,6 +37,44 @@ impl Process {
     }
 }
 
+/// What the last syncs did and how long they took.
+fn syncs(page: &mut Exposition, view: &View) {
+    page.family("holdfast_application_syncs", "gauge", "Syncs in the history, by how they ended.");
+    for app in &view.applications {
+        let mut results: BTreeMap<&str, usize> = BTreeMap::new();
+        for entry in &app.read.history {
+            let word = entry.result.split(':').next().unwrap_or_default();
+            *results.entry(if word.is_empty() { "Running" } else { word }).or_default() += 1;
+        }
+        for (result, syncs) in results {
+            let labels = [("application", app.name.as_str()), ("result", result)];
+            page.sample("holdfast_application_syncs", &labels, count(syncs));
+        }
+    }
+    page.family("holdfast_application_sync_seconds", "gauge", "How long each part of the last sync took.");
+    for app in &view.applications {
+        let phases = app.read.history.last().map(|entry| entry.phases.as_slice()).unwrap_or_default();
+        for phase in phases.iter().filter(|phase| phase.milliseconds > 0) {
+            let labels = [("application", app.name.as_str()), ("phase", phase.name.as_str())];
+            page.sample("holdfast_application_sync_seconds", &labels, phase.milliseconds as f64 / 1000.0);
+        }
+    }
+    page.family("holdfast_application_waits", "gauge", "What waits for a person, by application.");
+    for app in &view.applications {
+        let confirm = app.read.objects.iter().filter(|object| object.confirm).count();
+        let approve = usize::from(app.read.sync.waits_for.contains("holdfast approve"));
+        for (what, number) in [("confirmation", confirm), ("approval", approve)] {
+            let labels = [("application", app.name.as_str()), ("for", what)];
+            page.sample("holdfast_application_waits", &labels, count(number));
+        }
+    }
+    page.family("holdfast_application_rolled_back", "gauge", "1 while an earlier revision is held.");
+    for app in &view.applications {
+        let back = usize::from(app.read.decisions.pinned.is_some());
+        page.sample("holdfast_application_rolled_back", &[("application", &app.name)], count(back));
+    }
+}
+
 /// The document.
 pub(crate) fn document(view: &View, node: &Facts, revision: u64, process: Option<Process>) -> String {
     let mut page = Exposition(String::new());
@@ -70,6 +108,7 @@ pub(crate) fn document(view: &View, node: &Facts, revision: u64, process: Option
             page.sample("holdfast_application_objects", &labels, count(objects));
         }
     }
+    syncs(&mut page, view);
     page.family("holdfast_pods", "gauge", "Pods by phase.");
     for (phase, pods) in view.phases() {
         page.sample("holdfast_pods", &[("phase", phase)], count(pods));

@@ -9,6 +9,7 @@ mod access;
 mod adopt;
 mod bad_input;
 mod builds;
+mod decisions;
 mod demo;
 mod down;
 mod drift;

@@ -133,7 +133,8 @@ fn wanted(known: &ObjectStatus) -> Link {
     if !known.ended.is_empty() {
         says.push_str(&format!("; ended and deleted by itself: {}", known.ended));
     }
-    Link { depth: 2, what: format!("{}:{}", known.file, known.line), state, says, lines: Vec::new() }
+    let lines = if known.healed.is_empty() { Vec::new() } else { vec![known.healed.clone()] };
+    Link { depth: 2, what: format!("{}:{}", known.file, known.line), state, says, lines }
 }
 
 fn absent(found: &Gathered, depth: u32) -> Link {

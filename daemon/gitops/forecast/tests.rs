@@ -133,7 +133,7 @@ fn data_that_would_go_is_said() {
     assert_eq!(got, ["Data: volume pv1 (1Gi) and the data on it are deleted [] None"]);
     let world = World { pods: vec![pod("a", json!({}))], ..World::default() };
     let gone = item("Deployment", "web", ChangeKind::Prune, deployment("kubia:1", 1, json!({})), Value::Null);
-    assert_eq!(check(gone, &world), ["Stop: 1 pod end [a] Some(1)"]);
+    assert_eq!(check(gone, &world), ["Stop: 1 pod ends [a] Some(1)"]);
 }
 
 #[test]

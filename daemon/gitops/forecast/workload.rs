@@ -52,8 +52,11 @@ pub(super) fn stopped(item: &Item, before: &Value, world: &World) -> Vec<Effect>
     let mut found = Vec::new();
     if !pods.is_empty() {
         let all = i64::try_from(pods.len()).unwrap_or(i64::MAX);
-        let effect =
-            Effect::new(EffectKind::Stop, format!("{} end", count(pods.len(), "pod"))).with_pods(pods);
+        let effect = Effect::new(
+            EffectKind::Stop,
+            format!("{} end{}", count(pods.len(), "pod"), if pods.len() == 1 { "s" } else { "" }),
+        )
+        .with_pods(pods);
         found.push(Effect { unavailable: Some(all), ..effect });
     }
     let claims = before["spec"]["volumeClaimTemplates"].as_array().is_some_and(|claims| !claims.is_empty());

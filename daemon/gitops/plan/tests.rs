@@ -49,7 +49,7 @@ fn wanted(what: &str, name: &str, wave: i64, verdict: Verdict) -> Wanted {
         hash: 1,
     };
     let live = if verdict == Verdict::Missing { None } else { live(HealthCode::Healthy) };
-    Wanted { object, live, verdict, known: 0 }
+    Wanted { object, live, verdict, known: 0, healed: None }
 }
 
 fn gone(what: &str, name: &str, file: &str) -> Gone {

@@ -336,3 +336,17 @@ async fn another_cluster_is_held_through_its_kubeconfig_and_taken_over_by_anothe
     stop.cancel();
     there.engine.sync("demo").unwrap();
 }
+
+#[tokio::test]
+async fn what_was_put_back_is_told_with_the_name_of_who_had_changed_it() {
+    let node = Node::new(&[("a.yaml", &config("a", "1"))]).await;
+    node.until_good(&["a"]).await;
+    let edit = json!({"data": {"k": "edited"}});
+    let editor = PatchParams { field_manager: Some("an-editor".to_owned()), ..PatchParams::default() };
+    node.api("ConfigMap").patch("a", &editor, &Patch::Merge(&edit)).await.unwrap();
+    node.until_live("the edit undone", async || node.value("a").await.filter(|value| value == "1")).await;
+    let status =
+        node.until("the name", |status| status.objects.iter().any(|object| !object.healed.is_empty())).await;
+    let healed = &status.objects[0].healed;
+    assert!(healed.contains(".data.k") && healed.contains("an-editor"), "{healed}");
+}
