@@ -14,6 +14,7 @@ mod hints;
 mod ledger;
 mod near;
 mod node;
+mod offline;
 mod plan;
 mod preempt;
 mod round;
@@ -29,6 +30,7 @@ mod golden;
 mod simulation;
 
 pub use config::{Config, Strategy};
+pub use offline::{Place, place};
 pub use work::start;
 
 /// What a round of the scheduler fails with. The loop tries again.

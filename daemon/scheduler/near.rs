@@ -58,17 +58,11 @@ impl Neighbours {
 
     /// Asks one node.
     pub(crate) fn refusal(&self, round: &Round<'_>, at: usize) -> Option<Refusal> {
-        let counts = |tallies: &[TallyId]| -> Vec<Option<i64>> {
-            tallies.iter().map(|id| round.tally(*id).at(at)).collect()
-        };
-        if !self.near.is_empty() {
-            let there = counts(&self.near);
-            // The first of a group that wants to be together may be anywhere in the topology.
-            let first = self.near_itself && self.near.iter().all(|id| round.tally(*id).total() == 0);
-            let holds = |count: &Option<i64>| count.is_some_and(|count| count > 0 || first);
-            if !there.iter().all(holds) {
-                return Refusal::always(Cause::Near, "node(s) didn't match pod affinity rules");
-            }
+        // The first of a group that wants to be together may be anywhere in the topology.
+        let first = || self.near_itself && self.near.iter().all(|id| round.tally(*id).total() == 0);
+        let holds = |id: &TallyId| round.tally(*id).at(at).is_some_and(|count| count > 0 || first());
+        if !self.near.iter().all(holds) {
+            return Refusal::always(Cause::Near, "node(s) didn't match pod affinity rules");
         }
         let anybody = |tallies: &[TallyId]| {
             tallies.iter().any(|id| round.tally(*id).at(at).is_some_and(|count| count > 0))
