@@ -40,9 +40,9 @@ fn main() -> ExitCode {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     rustls::crypto::ring::default_provider().install_default().expect("no provider was installed before");
-    if let Command::Check { path, namespace, json, sarif } = &command {
+    if let Command::Check { path, namespace, variables, json, sarif } = &command {
         // It needs no configuration: a CI has none.
-        return cli::check::run(path, namespace, Form::of(*json, *sarif), Ink::of_stdout());
+        return cli::check::run(path, namespace, variables, Form::of(*json, *sarif), Ink::of_stdout());
     }
     let mut config = match Config::read(cli.config.as_deref()) {
         Ok(config) => config,

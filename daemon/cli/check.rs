@@ -12,8 +12,12 @@ use super::Form;
 use super::ink::{Ink, Tone, plain};
 
 /// Checks a directory or a file and prints what was found.
-pub(crate) fn run(path: &Path, namespace: &str, form: Form, ink: Ink) -> ExitCode {
-    let findings = match gitops::check(path, namespace) {
+pub(crate) fn run(path: &Path, namespace: &str, variables: &[String], form: Form, ink: Ink) -> ExitCode {
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    let findings = match gitops::check(path, namespace, variables.iter().map(pair).collect()) {
         Ok(findings) => findings,
         Err(error) => {
             eprintln!("error: {}", reconcile::chain(&error));

@@ -145,6 +145,9 @@ pub(crate) enum Command {
         /// For objects that name no namespace
         #[arg(long, value_name = "NAME", default_value = "default")]
         namespace: String,
+        /// A variable of the manifests: NAME=VALUE; may be repeated
+        #[arg(long = "set", value_name = "NAME=VALUE")]
+        variables: Vec<String>,
         /// As JSON
         #[arg(long, conflicts_with = "sarif")]
         json: bool,

@@ -689,7 +689,11 @@ fn content(built: &Built) -> String {
 }
 
 pub(crate) fn builder(application: &Application) -> Builder {
-    Builder::new(Defaults { namespace: application.namespace.clone(), application: application.name.clone() })
+    Builder::new(Defaults {
+        namespace: application.namespace.clone(),
+        application: application.name.clone(),
+        substitute: application.substitute.clone(),
+    })
 }
 
 fn unknown_hook(object: &Object) -> Option<Defect> {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is written, reached or run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,14 +31,18 @@ pub struct Findings {
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn check(path: &Path, namespace: &str) -> Result<Findings, Error> {
+pub fn check(path: &Path, namespace: &str, substitute: BTreeMap<String, String>) -> Result<Findings, Error> {
     let snapshot = source::read(path)?;
-    Ok(findings(&snapshot, namespace))
+    Ok(findings(&snapshot, namespace, substitute))
 }
 
 /// Checks a snapshot, wherever it came from.
-pub(crate) fn findings(snapshot: &Snapshot, namespace: &str) -> Findings {
-    let defaults = Defaults { namespace: namespace.to_owned(), application: "check".to_owned() };
+pub(crate) fn findings(
+    snapshot: &Snapshot,
+    namespace: &str,
+    substitute: BTreeMap<String, String>,
+) -> Findings {
+    let defaults = Defaults { namespace: namespace.to_owned(), application: "check".to_owned(), substitute };
     let mut builder = Builder::new(defaults);
     let mut built = builder.build(snapshot);
     let invalid = invalid(&builder, &built);

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a key that does not exist is refused; nothing is read or reached here.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::notices::Forge;
 use crate::policy::{Ignore, OnRemoval, Policy, Window};
 use crate::remote::Target;
 use crate::secret::Secret;
-use crate::source::{Location, Verify};
+use crate::source::{Auth, Location, SEMVER, Verify};
 
 /// One application: a source, a path and a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,12 @@ pub struct Application {
     /// A branch, tag, commit or full ref; the repository's HEAD when absent.
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// The newest tag in a range of versions, as `^1.2` or `>=1.0, <3`; instead of `ref`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub semver: Option<String>,
+    /// How a repository on another machine is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
     /// The directory in the repository; all of it when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
@@ -45,6 +52,9 @@ pub struct Application {
     /// Whether a source that has become empty may prune everything.
     #[serde(default)]
     pub allow_empty: bool,
+    /// Variables of the manifests (`${name}`, `${name:=default}`); without any, nothing is replaced.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub substitute: BTreeMap<String, String>,
     /// Whose signatures a commit or tag has to carry; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
@@ -215,12 +225,22 @@ impl Application {
             1 => {}
             _ => return refuse("it names several of `dir`, `git` and `push`; keep one"),
         }
-        let secrets = [&self.webhook_secret, &self.push.as_ref().and_then(|push| push.token.clone())];
+        if let Some(range) = &self.semver
+            && (self.reference.is_some() || semver::VersionReq::parse(range).is_err())
+        {
+            return refuse("`semver` is a range like \"^1.2\" or \">=1.0, <3\", and stands instead of `ref`");
+        }
+        let password = self.auth.as_ref().and_then(|auth| auth.password.clone());
+        if self.auth.is_some() && self.git.is_none() {
+            return refuse("`auth` goes with `git`");
+        }
+        let secrets =
+            [&password, &self.webhook_secret, &self.push.as_ref().and_then(|push| push.token.clone())];
         if let Some(flaw) = secrets.into_iter().flatten().find_map(Secret::flaw) {
             return refuse(flaw);
         }
         if let Some(dir) = &self.dir {
-            if self.reference.is_some() || self.path.is_some() {
+            if self.reference.is_some() || self.path.is_some() || self.semver.is_some() {
                 return refuse("`ref` and `path` go with `git` or `push`, not with `dir`");
             }
             return Ok(Origin::Directory(dir.clone()));
@@ -231,7 +251,8 @@ impl Application {
         }
         let path = path.trim_start_matches("./").to_owned();
         let path = if path == "." { String::new() } else { path };
-        let reference = self.reference.clone().unwrap_or_else(|| "HEAD".to_owned());
+        let range = self.semver.as_ref().map(|range| format!("{SEMVER}{range}"));
+        let reference = self.reference.clone().or(range).unwrap_or_else(|| "HEAD".to_owned());
         match &self.git {
             None => Ok(Origin::Pushed { reference, path }),
             Some(url) => {

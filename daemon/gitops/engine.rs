@@ -27,7 +27,7 @@ use crate::explain::{self, Explanation};
 use crate::live::Watched;
 use crate::plan::{self, Step, View};
 use crate::secret::Secret;
-use crate::source::{Directory, Git, Location, Pushed, Slot, Snapshot, Wanted};
+use crate::source::{Auth, Directory, Git, Location, Pushed, Slot, Snapshot, Wanted};
 use crate::status::{Decisions, Status};
 use crate::{APPLICATION_LABEL, Error, act, decide, order};
 
@@ -89,7 +89,7 @@ struct Inner {
 
 enum Source {
     Directory(Directory),
-    Git(Git),
+    Git(Box<Git>),
 }
 
 impl Engine {
@@ -121,7 +121,7 @@ impl Engine {
             changed: watch::Sender::new(0),
         };
         check_dependencies(&parts.applications)?;
-        let mut repositories: BTreeMap<Location, Git> = BTreeMap::new();
+        let mut repositories: BTreeMap<(Location, Auth), Git> = BTreeMap::new();
         let mut targets: BTreeMap<crate::remote::Target, Neighbourhood> = BTreeMap::new();
         let mut sources = Vec::new();
         for application in parts.applications {
@@ -142,11 +142,13 @@ impl Engine {
                 Origin::Pushed { .. } => {}
                 Origin::Git { location, reference, path } => {
                     let hurry = inner.hurries.entry(location.shown()).or_default();
-                    let git = repositories.entry(location.clone()).or_insert_with(|| Git {
+                    let auth = application.auth.clone().unwrap_or_default();
+                    let git = repositories.entry((location.clone(), auth.clone())).or_insert_with(|| Git {
                         location: location.clone(),
                         interval: application.interval.duration(),
                         wanted: Vec::new(),
-                        mirror: parts.dir.join(mirror_name(location)),
+                        mirror: parts.dir.join(mirror_name(location, &auth)),
+                        auth: auth.clone(),
                         ssh: parts.ssh.clone(),
                         hurry: Arc::clone(hurry),
                     });
@@ -179,7 +181,7 @@ impl Engine {
                 return Err(Error::Config { application: name, why });
             }
         }
-        sources.extend(repositories.into_values().map(Source::Git));
+        sources.extend(repositories.into_values().map(|git| Source::Git(Box::new(git))));
         inner.sources = Mutex::new(sources);
         Ok(Engine { inner: Arc::new(inner) })
     }
@@ -577,8 +579,13 @@ fn is_named(id: &Id, text: &str) -> bool {
 }
 
 /// A directory name for a repository's copy: stable, and without what a URL may hold.
-fn mirror_name(location: &Location) -> String {
-    let digest = Sha256::digest(location.shown().as_bytes());
+fn mirror_name(location: &Location, auth: &Auth) -> String {
+    let mut text = location.shown();
+    if *auth != Auth::default() {
+        // Two ways to one repository may show different refs.
+        text.push_str(&format!("{auth:?}"));
+    }
+    let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

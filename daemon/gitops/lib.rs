@@ -52,7 +52,7 @@ pub use policy::{Ignore, OnRemoval, Policy, Window};
 pub use push::{Answer, Caller, Denied};
 pub use remote::Target;
 pub use secret::{Secret, SecretError};
-pub use source::{Service, Verify};
+pub use source::{Auth, Service, Verify};
 pub use state::{objects_of, without_withheld};
 pub use status::{
     Condition, Decisions, HealthStatus, HookStatus, ObjectStatus, Outcome, PhaseStatus, Pin, Quarantine,

@@ -235,10 +235,10 @@ impl Engine {
         let Some(declared) = self.declared(application) else { return Err("it is not declared".to_owned()) };
         let reading = pushed.reading(incoming, id, declared.path.as_deref().unwrap_or("").trim_matches('/'));
         let reading = source::Reading { verify: declared.verify.clone(), ..reading };
-        let namespace = declared.namespace.clone();
+        let (namespace, substitute) = (declared.namespace.clone(), declared.substitute.clone());
         let read = tokio::task::spawn_blocking(move || {
             let snapshot = reading.snapshot()?;
-            let findings = check::findings(&snapshot, &namespace);
+            let findings = check::findings(&snapshot, &namespace, substitute);
             Ok::<_, Error>((snapshot, findings))
         });
         let read = read.await.map_err(|_| "checking it was cut off".to_owned())?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 mod api;
+mod build;
 mod crowd;
 mod idle;
 #[expect(dead_code, reason = "the tests use more of it")]
@@ -73,8 +74,9 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let json = words.iter().any(|word| word == "--json");
     let wanted = words.iter().find(|word| !word.starts_with("--"));
-    let groups: [Group; 5] = [
+    let groups: [Group; 6] = [
         ("start", start::measure),
+        ("build", build::measure),
         ("pods", pods::measure),
         ("idle", idle::measure),
         ("api", api::measure),

@@ -7,6 +7,7 @@ pub(crate) mod kustomize;
 mod layout;
 mod objects;
 mod scalar;
+mod substitute;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use api::kinds::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::source::Snapshot;
+use crate::source::{Snapshot, is_manifest};
 use kustomize::Files;
 use layout::{Layout, Unit};
 
@@ -139,6 +140,8 @@ pub(crate) struct Defaults {
     pub(crate) namespace: String,
     /// The value of the tracking label.
     pub(crate) application: String,
+    /// Variables; without any, nothing is replaced.
+    pub(crate) substitute: BTreeMap<String, String>,
 }
 
 /// Builds snapshots of one application; keeps what each part gave for the next time.
@@ -151,7 +154,12 @@ pub(crate) struct Builder {
     rendered: BTreeMap<String, Arc<Unit>>,
     /// The files of the last snapshot.
     files: Files,
+    /// Manifests with variables: as they are written, and as they are read.
+    texts: BTreeMap<Arc<str>, Filled>,
 }
+
+/// A manifest as it is written, and with its variables filled in.
+type Filled = (Arc<[u8]>, Arc<[u8]>);
 
 /// A file's bytes, and what they gave.
 type Known = (Arc<[u8]>, Arc<FileBuilt>);
@@ -169,12 +177,20 @@ pub(crate) struct FileBuilt {
 impl Builder {
     /// A builder that has seen no file yet.
     pub(crate) fn new(defaults: Defaults) -> Builder {
-        Builder { defaults, known: BTreeMap::new(), rendered: BTreeMap::new(), files: Files::new() }
+        Builder {
+            defaults,
+            known: BTreeMap::new(),
+            rendered: BTreeMap::new(),
+            files: Files::new(),
+            texts: BTreeMap::new(),
+        }
     }
 
     /// Builds a snapshot. Costs what changed since the last one.
     pub(crate) fn build(&mut self, snapshot: &Snapshot) -> Built {
         let mut built = Built::default();
+        let filled = self.fill_in(snapshot, &mut built);
+        let snapshot = filled.as_ref().unwrap_or(snapshot);
         let layout = Layout::of(snapshot);
         let mut known = BTreeMap::new();
         for file in &layout.plain {
@@ -224,6 +240,47 @@ impl Builder {
         built.notices.sort();
         built.notices.dedup();
         built
+    }
+
+    /// The snapshot with the variables of its manifests filled in; nothing when there are none.
+    fn fill_in(&mut self, snapshot: &Snapshot, built: &mut Built) -> Option<Snapshot> {
+        if self.defaults.substitute.is_empty() {
+            return None;
+        }
+        let mut filled = snapshot.clone();
+        let mut texts = BTreeMap::new();
+        for (file, bytes) in &mut filled.files {
+            let Ok(text) = std::str::from_utf8(bytes) else { continue };
+            if is_kustomization(file) || !is_manifest(file.rsplit('/').next().unwrap_or(file)) {
+                continue;
+            }
+            if let Some((old, new)) = self.texts.get(file).filter(|(old, _)| old == bytes) {
+                texts.insert(Arc::clone(file), (Arc::clone(old), Arc::clone(new)));
+                *bytes = Arc::clone(new);
+                continue;
+            }
+            match substitute::substitute(text, &self.defaults.substitute) {
+                Ok(text) => {
+                    let new: Arc<[u8]> = Arc::from(text.into_bytes());
+                    texts.insert(Arc::clone(file), (Arc::clone(bytes), Arc::clone(&new)));
+                    *bytes = new;
+                }
+                Err(missing) => {
+                    built.unread.insert(Arc::clone(file), Arc::clone(bytes));
+                    built.defects.extend(missing.into_iter().map(|(line, name)| Defect {
+                        file: file.to_string(),
+                        line,
+                        column: 0,
+                        message: format!("variable {name} has no value"),
+                        help: format!("declare it under `substitute`, or write ${{{name}:=default}}"),
+                        object: None,
+                    }));
+                    *bytes = Arc::from(Vec::new());
+                }
+            }
+        }
+        self.texts = texts;
+        Some(filled)
     }
 
     fn parts(&self) -> impl Iterator<Item = &FileBuilt> {

@@ -159,6 +159,13 @@ impl FileReader<'_> {
                 help: "add what is missing, or move the file out of the application's directory".to_owned(),
             });
         };
+        if value["sops"]["mac"].is_string() {
+            self.keep_back(&value, place);
+            let (line, column) = (place.find)("sops");
+            let message = "encrypted with SOPS, which is not decrypted here yet".to_owned();
+            let help = "keep it out of the directory, and make the Secret on the node".to_owned();
+            return self.defect(Flaw { line, column, message, help }, None);
+        }
         match kinds::by_kind(api_version, kind_name) {
             Some(kind) if kind.group == "holdfast.dev" => {
                 let flaw = Flaw {

@@ -9,7 +9,11 @@ fn snapshot(files: &[(&str, &str)]) -> Snapshot {
 }
 
 fn builder() -> Builder {
-    Builder::new(Defaults { namespace: "default".to_owned(), application: "demo".to_owned() })
+    Builder::new(Defaults {
+        namespace: "default".to_owned(),
+        application: "demo".to_owned(),
+        substitute: BTreeMap::new(),
+    })
 }
 
 /// Objects, what is kept back, unread files and defects as lines of text.
@@ -211,4 +215,44 @@ fn yesterday_s_manifest_is_read_in_today_s_form_and_told() {
     assert_eq!(built.notices[0].line, 1, "{:?}", built.notices);
     assert_eq!((built.defects.len(), built.defects[0].line), (1, 10), "{:?}", built.defects);
     assert_eq!(built.kept_back.len(), 1);
+}
+
+#[test]
+fn variables_of_manifests_are_filled_in_and_one_without_value_is_told_with_its_line() {
+    let values = BTreeMap::from([("who".to_owned(), "Ada".to_owned())]);
+    let defaults =
+        Defaults { namespace: "default".to_owned(), application: "demo".to_owned(), substitute: values };
+    let mut builder = Builder::new(defaults);
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: \"${name:=web}\"}\nspec:\n  terminationGracePeriodSeconds: ${n:=5}\n  containers: [{name: c, image: i, args: [\"${who}\"]}]\n";
+    let built = builder.build(&snapshot(&[
+        ("kustomization.yaml", "resources: [a.yaml]\nconfigMapGenerator: [{name: g, files: [run.sh]}]\n"),
+        ("a.yaml", text),
+        ("run.sh", "echo ${HOME}"),
+    ]));
+    assert!(built.defects.is_empty(), "{:?}", built.defects);
+    let pod = built.objects.iter().find(|object| object.id.kind == "Pod").unwrap();
+    assert_eq!(
+        (pod.id.name.as_str(), &pod.value["spec"]["terminationGracePeriodSeconds"]),
+        ("web", &serde_json::json!(5))
+    );
+    assert_eq!(pod.value["spec"]["containers"][0]["args"][0], "Ada");
+    let built = builder.build(&snapshot(&[("b.yaml", &text.replace("${who}", "${nobody}"))]));
+    assert_eq!(
+        (built.defects[0].line, built.objects.len(), built.unread.len()),
+        (6, 0, 1),
+        "{:?}",
+        built.defects
+    );
+}
+
+#[test]
+fn what_sops_encrypted_is_refused_by_name() {
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\ndata: {x: \"ENC[AES256_GCM,data:x]\"}\nsops: {mac: \"ENC[x]\", version: 3.8.1}\n";
+    let built = builder().build(&snapshot(&[("a.yaml", text)]));
+    assert_eq!(
+        (built.defects.len(), built.defects[0].line, built.kept_back.len()),
+        (1, 5, 1),
+        "{:?}",
+        built.defects
+    );
 }

@@ -19,6 +19,8 @@ const MOST_DEPTH: usize = 64;
 pub(crate) enum Kind {
     Directory,
     File,
+    /// Another repository, named by a commit.
+    Submodule,
 }
 
 /// What stands at a path.
@@ -120,6 +122,11 @@ impl Gathering<'_> {
                 Kind::Directory => self.walk(&path, depth + 1, false)?,
                 Kind::File if is_manifest(&name) || NAMES.contains(&name.as_str()) => self.take(&path)?,
                 Kind::File => {}
+                Kind::Submodule => {
+                    let why =
+                        "is a submodule, which is not followed; copy its files, or make it an application";
+                    self.snapshot.unreadable.insert(Arc::from(format!("{path}/")), why.to_owned());
+                }
             }
         }
         self.ignore.truncate(rules);

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::location::Location;
 use super::notice::{Notice, Quiet, nearest_existing};
 use super::repository::{GitDir, Index, Mirror, Reading};
-use super::transport::Ways;
+use super::transport::{Auth, Ways};
 use super::verify::Verify;
 use super::{Slot, Snapshot, smart};
 use crate::Error;
@@ -52,6 +52,7 @@ pub(crate) struct Git {
     pub(crate) mirror: PathBuf,
     /// The program for SSH.
     pub(crate) ssh: std::ffi::OsString,
+    pub(crate) auth: Auth,
     /// Asks for a look right now.
     pub(crate) hurry: Arc<Notify>,
 }
@@ -183,7 +184,6 @@ impl Git {
     }
 
     async fn follow_remote(&self) {
-        let ways = Ways::new(self.ssh.clone());
         let mirror = Mirror { dir: self.mirror.clone() };
         // What was fetched before the daemon started: it serves until the network does.
         let last = mirror.last();
@@ -192,7 +192,13 @@ impl Git {
         self.read_all(&known, &last, vec![mirror.objects()]).await;
         let mut retry = FIRST_RETRY;
         loop {
-            let wait = match self.ask(&ways, &mirror).await {
+            // Made anew each time: certificates are renewed.
+            let ways = Ways::new(self.ssh.clone(), self.auth.clone(), &self.location.shown());
+            let asked = match &ways {
+                Ok(ways) => self.ask(ways, &mirror).await,
+                Err(_) => ways.map(drop),
+            };
+            let wait = match asked {
                 Ok(()) => {
                     retry = FIRST_RETRY;
                     self.interval

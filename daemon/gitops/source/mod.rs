@@ -34,6 +34,8 @@ pub(crate) use pushed::{Incoming, Pushed};
 pub use receive::Service;
 pub(crate) use receive::{Command, Push, PushReader, advertisement, band, fetch, packet, report};
 pub(crate) use repository::Reading;
+pub(crate) use smart::SEMVER;
+pub use transport::Auth;
 pub use verify::Verify;
 
 /// A file larger than this is not a manifest.

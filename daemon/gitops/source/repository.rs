@@ -282,6 +282,7 @@ impl Files for CommitFiles<'_> {
             match entry.kind() {
                 Some(ObjectType::Tree) => found.push((name, Kind::Directory)),
                 Some(ObjectType::Blob) => found.push((name, Kind::File)),
+                Some(ObjectType::Commit) => found.push((name, Kind::Submodule)),
                 _ => {}
             }
         }

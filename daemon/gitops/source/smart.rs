@@ -190,8 +190,26 @@ impl Answer {
     }
 }
 
+/// A range of versions begins so.
+pub(crate) const SEMVER: &str = "semver:";
+
+/// The newest version among the tags that is in a range. Tags that are no versions are passed over.
+fn newest(refs: &BTreeMap<String, String>, range: &str) -> Option<(String, String)> {
+    let range = semver::VersionReq::parse(range).ok()?;
+    let version = |name: &str| {
+        let tag = name.strip_prefix("refs/tags/")?;
+        let version = semver::Version::parse(tag.strip_prefix('v').unwrap_or(tag)).ok()?;
+        range.matches(&version).then_some(version)
+    };
+    let fitting = refs.iter().filter_map(|(name, id)| Some((version(name)?, name, id)));
+    fitting.max_by(|a, b| a.0.cmp_precedence(&b.0)).map(|(_, name, id)| (name.clone(), id.clone()))
+}
+
 /// The full name and object id of what a person calls `main`, `v1`, `refs/pull/1/head` or a commit.
 pub(crate) fn resolve(refs: &BTreeMap<String, String>, reference: &str) -> Option<(String, String)> {
+    if let Some(range) = reference.strip_prefix(SEMVER) {
+        return newest(refs, range);
+    }
     let names = [reference.to_owned(), format!("refs/heads/{reference}"), format!("refs/tags/{reference}")];
     let named = names.iter().find_map(|name| refs.get(name).map(|id| (name.clone(), id.clone())));
     let commit = || {
@@ -236,6 +254,18 @@ mod tests {
             assert_eq!(resolve(&got.refs, "HEAD").unwrap().1, ONE);
             assert_eq!(resolve(&got.refs, TWO).unwrap().1, TWO);
             assert_eq!(resolve(&got.refs, "nope"), None);
+        }
+    }
+
+    #[test]
+    fn a_range_of_versions_finds_its_newest_tag() {
+        let tags = ["v1.2.0", "1.10.1", "v1.9.9", "v2.0.0", "v1.11.0-rc.1", "latest", "v1"];
+        let refs = tags.iter().map(|tag| (format!("refs/tags/{tag}"), format!("id of {tag}"))).collect();
+        for (range, want) in
+            [("^1.2", Some("1.10.1")), (">=1.0, <1.10", Some("v1.9.9")), ("*", Some("v2.0.0")), ("3", None)]
+        {
+            let found = resolve(&refs, &format!("{SEMVER}{range}")).map(|(name, _)| name);
+            assert_eq!(found, want.map(|tag| format!("refs/tags/{tag}")), "{range}");
         }
     }
 

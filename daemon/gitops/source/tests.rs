@@ -246,6 +246,7 @@ fn follow_git(
         wanted: wanted.collect(),
         mirror: dir.join("mirror"),
         ssh: ssh.into(),
+        auth: Auth::default(),
         hurry: Arc::clone(&hurry),
     };
     let tasks = Tasks::new();
@@ -513,6 +514,7 @@ fn follow_verified(repositories: &Repositories, reference: &str, verify: Verify)
         }],
         mirror: repositories.above.path().join("mirror"),
         ssh: "ssh".into(),
+        auth: Auth::default(),
         hurry: Arc::new(tokio::sync::Notify::new()),
     };
     let tasks = Tasks::new();

@@ -6,10 +6,12 @@
 //! Invariant: messages never show credentials.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -17,6 +19,7 @@ use tokio::sync::mpsc;
 use super::location::{Location, redact};
 use super::smart::{self, Advertisement, AdvertisementReader, Answer};
 use crate::Error;
+use crate::secret::Secret;
 
 /// A server has this long for its next bytes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,25 +28,72 @@ const MOST_ADVERTISED: usize = 64 << 20;
 /// A pack larger than this is not a repository of manifests.
 const MOST_PACK: usize = 2 << 30;
 
+/// What reaching a repository on another machine takes. Left out, all is the machine's: certificates, keys, known hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// Of basic authentication; forges take any name beside a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The password or token, read anew each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// Certificates of an authority of one's own, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// `http://proxy:3128`, instead of what the environment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// The private key for SSH.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PathBuf>,
+    /// The host keys for SSH; others are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<PathBuf>,
+}
+
 /// How remote repositories are reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Ways {
     http: reqwest::Client,
     ssh: OsString,
+    auth: Auth,
 }
+
+/// A user and a password.
+type Credentials = (String, String);
 
 impl Ways {
     /// HTTPS with the machine's certificates, and this program for SSH.
-    pub(crate) fn new(ssh: OsString) -> Ways {
+    ///
+    /// # Errors
+    /// `Reach` when the certificates or the proxy of the configuration cannot be used.
+    pub(crate) fn new(ssh: OsString, auth: Auth, shown: &str) -> Result<Ways, Error> {
         // Another room may have set the same provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .user_agent("git/2 (holdfast)")
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(PATIENCE)
-            .build()
-            .expect("a client with rustls and the machine's certificates can be built");
-        Ways { http, ssh }
+            .read_timeout(PATIENCE);
+        if let Some(path) = &auth.ca {
+            let pem =
+                std::fs::read(path).map_err(|error| unreachable(shown, Told::new("read", path, error)))?;
+            let all = reqwest::Certificate::from_pem_bundle(&pem);
+            for certificate in all.map_err(|error| unreachable(shown, Told::new("parse", path, error)))? {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        if let Some(proxy) = &auth.proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| unreachable(shown, error))?);
+        }
+        let http = builder.build().map_err(|error| unreachable(shown, error))?;
+        Ok(Ways { http, ssh, auth })
+    }
+
+    fn credentials(&self, shown: &str) -> Result<Option<Credentials>, Error> {
+        let Some(secret) = &self.auth.password else { return Ok(None) };
+        let password = secret.read().map_err(|error| unreachable(shown, error))?;
+        Ok(Some((self.auth.user.clone().unwrap_or_else(|| "git".to_owned()), password)))
     }
 
     /// Connects and reads the refs.
@@ -60,8 +110,16 @@ impl Ways {
 
     async fn connect_http(&self, url: &str) -> Result<Connection, Error> {
         let shown = redact(url);
-        let asked = self.http.get(format!("{url}/info/refs?service=git-upload-pack")).send().await;
-        let answer = succeeded(asked, &shown)?;
+        let mut credentials = self.credentials(&shown)?;
+        let mut request = self.http.get(format!("{url}/info/refs?service=git-upload-pack"));
+        if let Some((user, password)) = &credentials {
+            request = request.basic_auth(user, Some(password));
+        }
+        let answer = succeeded(request.send().await, &shown)?;
+        if reqwest::Url::parse(url).map(|asked| asked.origin()).ok() != Some(answer.url().origin()) {
+            // They are for the server that was asked, not for where it sends.
+            credentials = None;
+        }
         let kind = answer
             .headers()
             .get(http::header::CONTENT_TYPE)
@@ -84,7 +142,7 @@ impl Ways {
                 return Ok(Connection {
                     advertised,
                     shown,
-                    channel: Channel::Http { client: self.http.clone(), base },
+                    channel: Channel::Http { client: self.http.clone(), base, credentials },
                 });
             }
             if got > MOST_ADVERTISED {
@@ -104,6 +162,13 @@ impl Ways {
         let shown = at.shown();
         let mut command = Command::new(&self.ssh);
         command.args(["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]);
+        if let Some(identity) = &self.auth.identity {
+            command.args(["-o", "IdentitiesOnly=yes", "-i"]).arg(identity);
+        }
+        if let Some(known) = &self.auth.known_hosts {
+            command.arg("-o").arg(format!("UserKnownHostsFile={}", known.display()));
+            command.args(["-o", "StrictHostKeyChecking=yes"]);
+        }
         if let Some(port) = port {
             command.arg("-p").arg(port.to_string());
         }
@@ -143,7 +208,7 @@ pub(crate) struct Connection {
 }
 
 enum Channel {
-    Http { client: reqwest::Client, base: String },
+    Http { client: reqwest::Client, base: String, credentials: Option<Credentials> },
     Ssh(Box<Pipe>),
 }
 
@@ -200,15 +265,16 @@ impl Connection {
         let mut answer = Answer::new(&self.advertised);
         let shown = self.shown;
         match self.channel {
-            Channel::Http { client, base } => {
-                let asked = client
+            Channel::Http { client, base, credentials } => {
+                let mut request = client
                     .post(format!("{base}/git-upload-pack"))
                     .header(http::header::CONTENT_TYPE, "application/x-git-upload-pack-request")
                     .header(http::header::ACCEPT, "application/x-git-upload-pack-result")
-                    .body(body)
-                    .send()
-                    .await;
-                let mut stream = succeeded(asked, &shown)?.bytes_stream();
+                    .body(body);
+                if let Some((user, password)) = credentials {
+                    request = request.basic_auth(user, Some(password));
+                }
+                let mut stream = succeeded(request.send().await, &shown)?.bytes_stream();
                 while let Some(bytes) = stream.next().await {
                     let bytes = bytes.map_err(|source| unreachable(&shown, source.without_url()))?;
                     give(&mut answer, &bytes, &pack, &shown).await?;
@@ -279,13 +345,35 @@ fn succeeded(asked: reqwest::Result<reqwest::Response>, shown: &str) -> Result<r
     let status = answer.status().as_u16();
     let help = match status {
         200 => return Ok(answer),
-        401 | 403 => "it wants credentials: write git = \"https://user:token@host/path\"",
+        401 | 403 => {
+            "it wants credentials: auth = { user = \"…\", password = { file = \"…\" } }, or https://user:token@host/path"
+        }
         404 => "check the address; a private repository answers so when credentials are missing",
         429 => "it is asked too often: raise `interval`",
         500.. => "the server is in trouble, it is asked again",
         _ => "check the address",
     };
     Err(Error::Refused { url: shown.to_owned(), status, help })
+}
+
+/// What was tried with a file of the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} the certificates in {path}")]
+struct Told {
+    verb: &'static str,
+    path: PathBuf,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Told {
+    fn new(
+        verb: &'static str,
+        path: &Path,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Told {
+        Told { verb, path: path.to_path_buf(), source: source.into() }
+    }
 }
 
 fn unreachable(shown: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
