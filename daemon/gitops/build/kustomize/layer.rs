@@ -12,7 +12,7 @@ use super::super::yaml::{self, Dialect, Node, Shape};
 use super::config::Config;
 use super::file::{Kustomization, Trouble, Var};
 use super::generate::{Generator, Kind, Options};
-use super::resource::{Behaviour, Name, Resource, text};
+use super::resource::{Behaviour, Gvk, Name, Resource, text};
 use super::tree::{Files, is_below, is_remote, join, kustomizations};
 use super::{crds, vars};
 
@@ -27,7 +27,12 @@ pub(super) struct Layer {
     pub(super) resources: Vec<Resource>,
     pub(super) config: Config,
     pub(super) vars: Vec<Var>,
+    /// The names that are taken and by whom, while nothing renames.
+    taken: Option<BTreeMap<Key, (Arc<str>, u32)>>,
 }
+
+/// What no two objects may have in common: kind, namespace and name.
+type Key = (Gvk, String, String);
 
 /// A file's name and its bytes.
 type Named = (Arc<str>, Arc<[u8]>);
@@ -145,6 +150,7 @@ impl<'f> Renderer<'f> {
                 crds::read(&bytes).map_err(|why| top.at(&place, &why, "give an OpenAPI definition"))?;
             layer.config.merge(config).map_err(|why| top.at(&place, &why, "remove one of the two"))?;
         }
+        layer.taken = None;
         self.generate(&mut layer, top, dir)?;
         for (at, path) in top.fields.components.iter().enumerate() {
             let place = format!("components[{at}]");
@@ -347,11 +353,11 @@ impl<'f> Renderer<'f> {
             return Err(Some(top.at(place, &format!("more than {MOST_OBJECTS} objects"), "split it")));
         }
         let key = |name: &Name| (name.gvk.clone(), name.effective().to_owned(), name.name.clone());
-        let mut known: BTreeMap<_, (Arc<str>, u32)> = layer
-            .resources
-            .iter()
-            .map(|resource| (key(&resource.current()), (Arc::clone(&resource.file), resource.line)))
-            .collect();
+        let Layer { resources: gathered, taken, .. } = layer;
+        let known = taken.get_or_insert_with(|| {
+            let place = |resource: &Resource| (Arc::clone(&resource.file), resource.line);
+            gathered.iter().map(|resource| (key(&resource.current()), place(resource))).collect()
+        });
         for resource in resources {
             let name = resource.current();
             let here = (Arc::clone(&resource.file), resource.line);
@@ -359,7 +365,7 @@ impl<'f> Renderer<'f> {
                 let why = format!("is there already, from {file}:{line}");
                 return Err(Some(at_resource(&resource, &why)));
             }
-            layer.resources.push(resource);
+            gathered.push(resource);
         }
         Ok(())
     }

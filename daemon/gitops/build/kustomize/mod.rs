@@ -78,7 +78,7 @@ pub(crate) fn render(files: &Files, dir: &str) -> Rendered {
 
 /// What is done once, at the top: hashes, references, variables, order.
 fn finish(layer: Layer, top: &file::Kustomization) -> Result<Vec<Made>, Option<file::Trouble>> {
-    let Layer { mut resources, config, vars } = layer;
+    let Layer { mut resources, config, vars, .. } = layer;
     for resource in resources.iter_mut().filter(|resource| resource.wants_hash) {
         let name = format!("{}-{}", resource.name(), generate::hash(&resource.value));
         resource.remember();
