@@ -15,6 +15,8 @@ pub(super) struct Layout {
     pub(super) plain: BTreeSet<Arc<str>>,
     /// Directories whose kustomization is rendered.
     pub(super) kustomizations: Vec<String>,
+    /// Directories of Helm charts, which are not rendered.
+    pub(super) charts: BTreeSet<String>,
     root: Arc<str>,
 }
 
@@ -39,13 +41,21 @@ impl Layout {
             let of_kustomization = |dir: &&str| dir.is_empty() || is_below(dir, file);
             inside(file) && is_manifest(name(file)) && !outer.iter().any(of_kustomization)
         });
-        let plain = plain.cloned().collect();
+        let charts: BTreeSet<String> = snapshot
+            .files
+            .keys()
+            .filter(|file| inside(file) && name(file) == "Chart.yaml")
+            .map(|file| parent(file).to_owned())
+            .collect();
+        // A chart's templates are no manifests: one sentence tells it instead of a defect in each of them.
+        let of_chart = |file: &str| charts.iter().any(|dir| dir.is_empty() || is_below(dir, file));
+        let plain = plain.filter(|file| !of_chart(file)).cloned().collect();
         // A base that another one refers to, and a component, are no wish of their own.
         let referred: BTreeSet<String> =
             dirs.iter().flat_map(|dir| directories(&snapshot.files, dir)).collect();
         let is_wish = |dir: &&str| !referred.contains(*dir) && !is_component(&snapshot.files, dir);
         let kustomizations = outer.into_iter().filter(is_wish).map(str::to_owned).collect();
-        Layout { plain, kustomizations, root }
+        Layout { plain, kustomizations, charts, root }
     }
 
     /// Manifests that lie in a kustomization's directory and that no kustomization refers to.

@@ -216,6 +216,19 @@ impl Builder {
             }
             rendered.insert(dir.clone(), unit);
         }
+        for dir in &layout.charts {
+            let file = kustomize::join(dir, "Chart.yaml");
+            built.unread.insert(Arc::from(format!("{dir}/")), Arc::from(Vec::new()));
+            built.defects.push(Defect {
+                file,
+                line: 0,
+                column: 0,
+                message: "a Helm chart, which is not rendered here".to_owned(),
+                help: "render it with `helm template` into a file, or leave it out by .holdfastignore"
+                    .to_owned(),
+                object: None,
+            });
+        }
         for (file, why) in &snapshot.unreadable {
             built.unread.insert(Arc::clone(file), Arc::from(Vec::new()));
             built.defects.push(Defect {

@@ -256,3 +256,15 @@ fn what_sops_encrypted_is_refused_by_name() {
         built.defects
     );
 }
+
+#[test]
+fn a_helm_chart_is_told_in_one_sentence_and_prunes_nothing() {
+    let built = builder().build(&snapshot(&[
+        ("chart/Chart.yaml", "name: x\n"),
+        ("chart/templates/a.yaml", "kind: {{ .Values.kind }}\n"),
+        ("plain.yaml", CONFIG_MAP),
+    ]));
+    assert_eq!(names(&built), ["a"]);
+    assert_eq!(built.defects.len(), 1, "{:?}", built.defects);
+    assert!(built.unread.contains_key("chart/"));
+}

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a reference is rewritten only to an object that was called so, and only when it is clear which one is meant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -29,10 +29,19 @@ pub(super) fn correct(resources: &mut [Resource], references: &[Referred]) -> Re
             suffixes: resource.suffixes.clone(),
         })
         .collect();
+    let mut by_name: HashMap<&str, Vec<&Candidate>> = HashMap::new();
+    for candidate in &candidates {
+        let names: BTreeSet<&str> = candidate.before.iter().map(|before| before.name.as_str()).collect();
+        names.into_iter().for_each(|name| by_name.entry(name).or_default().push(candidate));
+    }
     for (at, resource) in resources.iter_mut().enumerate() {
-        let referrer = &candidates[at];
         let original = resource.original().gvk;
-        let reachable = reachable(resource, referrer, &candidates);
+        let around = Around {
+            referrer: &candidates[at],
+            bound: bound_namespaces(resource),
+            all: &candidates,
+            by_name: &by_name,
+        };
         for referred in references {
             for spec in &referred.specs {
                 if !original.is_selected(&spec.gvk()) {
@@ -46,7 +55,7 @@ pub(super) fn correct(resources: &mut [Resource], references: &[Referred]) -> Re
                     ..spec.clone()
                 };
                 let role = spec.path.ends_with("roleRef/name").then(|| role_kind(&resource.value)).flatten();
-                let reference = Reference { to: referred.gvk(), role, referrer, reachable: &reachable };
+                let reference = Reference { to: referred.gvk(), role, around: &around };
                 visit(&own, &mut resource.value, Create::Nothing, &mut |place| reference.correct(place))
                     .map_err(|why| (at, why))?;
             }
@@ -55,26 +64,50 @@ pub(super) fn correct(resources: &mut [Resource], references: &[Referred]) -> Re
     Ok(())
 }
 
-/// The objects that one may refer to: those of its namespace, those without, and what a role binding names.
-fn reachable<'a>(resource: &Resource, referrer: &Candidate, all: &'a [Candidate]) -> Vec<&'a Candidate> {
-    if referrer.now.is_cluster_scoped() {
-        return all.iter().collect();
+/// What one object can see of the others.
+struct Around<'a> {
+    referrer: &'a Candidate,
+    /// Namespaces of accounts that it binds.
+    bound: BTreeSet<String>,
+    all: &'a [Candidate],
+    /// By the names that they had before.
+    by_name: &'a HashMap<&'a str, Vec<&'a Candidate>>,
+}
+
+impl<'a> Around<'a> {
+    /// Objects that may be referred to: those of its namespace, those without, and what a role binding names.
+    fn reaches(&self, other: &Candidate) -> bool {
+        self.referrer.now.is_cluster_scoped()
+            || other.now.is_cluster_scoped()
+            || other.now.effective() == self.referrer.now.effective()
+            || self.bound.contains(&other.now.namespace)
     }
-    let mut bound = BTreeSet::new();
-    if referrer.now.gvk.kind == "RoleBinding" {
-        let subjects = resource.value["subjects"].as_array().into_iter().flatten();
-        bound.extend(
-            subjects
-                .filter(|subject| subject["kind"] == "ServiceAccount")
-                .map(|subject| text(&subject["namespace"]).to_owned()),
-        );
+
+    fn called(&self, name: &str) -> Vec<&'a Candidate> {
+        let all = self.by_name.get(name).into_iter().flatten();
+        all.copied().filter(|candidate| self.reaches(candidate)).collect()
     }
-    let near = |other: &&Candidate| {
-        other.now.is_cluster_scoped()
-            || other.now.effective() == referrer.now.effective()
-            || bound.contains(&other.now.namespace)
-    };
-    all.iter().filter(near).collect()
+
+    /// Those of a namespace, by the one they had at first; by the one they have now where none had it.
+    fn called_in(&self, name: &str, namespace: &str) -> Vec<&'a Candidate> {
+        let at_first = |candidate: &Candidate| {
+            candidate.before.first().unwrap_or(&candidate.now).effective() == namespace
+        };
+        let now = |candidate: &Candidate| candidate.now.effective() == namespace;
+        let any = self.all.iter().any(|candidate| self.reaches(candidate) && at_first(candidate));
+        let mut found = self.called(name);
+        found.retain(|candidate| if any { at_first(candidate) } else { now(candidate) });
+        found
+    }
+}
+
+fn bound_namespaces(resource: &Resource) -> BTreeSet<String> {
+    if text(&resource.value["kind"]) != "RoleBinding" {
+        return BTreeSet::new();
+    }
+    let subjects = resource.value["subjects"].as_array().into_iter().flatten();
+    let accounts = subjects.filter(|subject| subject["kind"] == "ServiceAccount");
+    accounts.map(|subject| text(&subject["namespace"]).to_owned()).collect()
 }
 
 fn role_kind(object: &Value) -> Option<Gvk> {
@@ -89,8 +122,7 @@ fn role_kind(object: &Value) -> Option<Gvk> {
 struct Reference<'a> {
     to: Gvk,
     role: Option<Gvk>,
-    referrer: &'a Candidate,
-    reachable: &'a [&'a Candidate],
+    around: &'a Around<'a>,
 }
 
 impl Reference<'_> {
@@ -104,8 +136,8 @@ impl Reference<'_> {
                     return Err("no 'name' field in the node that the reference leads to".to_owned());
                 };
                 let candidates = match map.get("namespace").map(super::resource::spelled) {
-                    None => self.reachable.to_vec(),
-                    Some(namespace) => self.in_namespace(&namespace),
+                    None => self.around.called(&name),
+                    Some(namespace) => self.around.called_in(&name, &namespace),
                 };
                 let same = |one: &&&Candidate, other: &&Candidate| {
                     one.now.name == other.now.name && one.now.namespace == other.now.namespace
@@ -123,7 +155,7 @@ impl Reference<'_> {
             scalar => {
                 let name = super::resource::spelled(scalar);
                 let same = |one: &&&Candidate, other: &&Candidate| one.now.name == other.now.name;
-                if let Some(meant) = self.meant(&name, self.reachable.to_vec(), same)?
+                if let Some(meant) = self.meant(&name, self.around.called(&name), same)?
                     && meant.now.name != name
                 {
                     *scalar = Value::String(meant.now.name.clone());
@@ -131,17 +163,6 @@ impl Reference<'_> {
                 Ok(())
             }
         }
-    }
-
-    fn in_namespace(&self, namespace: &str) -> Vec<&Candidate> {
-        let original = |candidate: &&&Candidate| {
-            candidate.before.first().unwrap_or(&candidate.now).effective() == namespace
-        };
-        let first: Vec<&Candidate> = self.reachable.iter().filter(original).copied().collect();
-        if !first.is_empty() {
-            return first;
-        }
-        self.reachable.iter().filter(|candidate| candidate.now.effective() == namespace).copied().collect()
     }
 
     /// The one that is meant, if it is clear.
@@ -152,8 +173,7 @@ impl Reference<'_> {
         same: impl Fn(&&&'c Candidate, &&'c Candidate) -> bool,
     ) -> Result<Option<&'c Candidate>, String> {
         let was = |candidate: &&Candidate| {
-            candidate.before.iter().any(|before| before.name == name)
-                && candidate.before.iter().any(|before| before.gvk.is_selected(&self.to))
+            candidate.before.iter().any(|before| before.gvk.is_selected(&self.to))
                 && self
                     .role
                     .as_ref()
@@ -163,7 +183,7 @@ impl Reference<'_> {
         let mut left: Vec<&Candidate> = candidates.into_iter().filter(was).collect();
         for open in [true, false] {
             if left.len() > 1 {
-                left.retain(|candidate| same_context(candidate, self.referrer, open));
+                left.retain(|candidate| same_context(candidate, self.around.referrer, open));
             }
         }
         match &left[..] {
@@ -177,10 +197,11 @@ impl Reference<'_> {
     }
 
     fn is_near(&self, candidate: &Candidate) -> bool {
-        self.referrer.now.is_cluster_scoped()
+        let referrer = &self.around.referrer.now;
+        referrer.is_cluster_scoped()
             || candidate.now.is_cluster_scoped()
             || candidate.now.gvk.kind == "ServiceAccount"
-            || candidate.now.effective() == self.referrer.now.effective()
+            || candidate.now.effective() == referrer.effective()
     }
 }
 
