@@ -1,13 +1,14 @@
-//! Keeps the machine's packet rules equal to what Services and EndpointSlices say.
+//! Keeps the machine's packet rules equal to what Services, EndpointSlices and the host ports of pods say.
 //!
 //! Invariant: the table is a pure function of the objects; the network finds out by itself what changed.
-//! Invariant: nothing is applied before both kinds were listed: an endpoint not yet known is not one that is gone.
+//! Invariant: nothing is applied before all kinds were listed: an endpoint not yet known is not one that is gone.
 
+mod host_ports;
 mod table;
 
 use client::{Cache, Caches, Clock};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use network::Network;
 use network::services::ServiceTable;
@@ -20,13 +21,25 @@ use table::table;
 /// Starts keeping the rules of `network`. Stopped by stopping the tasks; the rules stay.
 pub fn start(caches: &Caches, tasks: &Tasks, network: Arc<dyn Network>, clock: Clock) {
     let (services, slices) = (caches.of::<Service>(), caches.of::<EndpointSlice>());
+    let pods = caches.of::<Pod>();
     let queue = Queue::new();
     let wakes = queue.clone();
     services.listen(move |_| wakes.wake(Machine));
     let wakes = queue.clone();
     slices.listen(move |_| wakes.wake(Machine));
-    let proxy =
-        Proxy { services: services.clone(), slices: slices.clone(), network, applied: Mutex::default() };
+    let wakes = queue.clone();
+    pods.listen(move |pod| {
+        if host_ports::asks(pod) {
+            wakes.wake(Machine);
+        }
+    });
+    let proxy = Proxy {
+        services: services.clone(),
+        slices: slices.clone(),
+        pods: pods.clone(),
+        network,
+        applied: Mutex::default(),
+    };
     let work = Work {
         reconciler: Arc::new(proxy),
         queue: queue.clone(),
@@ -35,12 +48,12 @@ pub fn start(caches: &Caches, tasks: &Tasks, network: Arc<dyn Network>, clock: C
         backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_secs(5) },
     };
     tasks.spawn(Proxy::NAME, |stop| async move {
-        let synced = async { tokio::join!(services.synced(), slices.synced()) };
+        let synced = async { tokio::join!(services.synced(), slices.synced(), pods.synced()) };
         tokio::select! {
             biased;
             // Cancel-safe: a token stays cancelled.
             () = stop.cancelled() => return,
-            // Cancel-safe: both only wait for a state.
+            // Cancel-safe: they only wait for a state.
             _ = synced => {}
         }
         // Without any Service there is still an old table to replace.
@@ -62,6 +75,7 @@ impl fmt::Display for Machine {
 struct Proxy {
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
+    pods: Cache<Pod>,
     network: Arc<dyn Network>,
     /// Nothing before the first success of this process.
     applied: Mutex<Option<Arc<ServiceTable>>>,
@@ -84,7 +98,9 @@ impl Reconciler for Proxy {
 
     async fn observe(&self, _: &Machine) -> Result<View, network::Error> {
         let (services, slices) = (self.services.snapshot(), self.slices.snapshot());
-        let wanted = table(services.values().map(|it| &**it), slices.values().map(|it| &**it));
+        let mut wanted = table(services.values().map(|it| &**it), slices.values().map(|it| &**it));
+        let pods = self.pods.snapshot();
+        host_ports::add(&mut wanted, pods.values().map(|it| &**it), self.network.addresses().node);
         Ok(View { wanted: Arc::new(wanted), applied: self.applied().clone() })
     }
 

@@ -129,7 +129,7 @@ fn state(endpoint: &SliceEndpoint) -> State {
     if leaving { State::Leaving } else { State::Away }
 }
 
-fn protocol(name: Option<&str>) -> Option<Protocol> {
+pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
