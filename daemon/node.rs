@@ -291,6 +291,7 @@ impl Node {
             node: name.clone(),
             volumes: places.dir("volumes"),
             listening: Arc::new(crate::ports::listening),
+            signer: signer(&pki),
             root_ca,
         };
         controllers::cluster::start(&cluster, &tasks);
@@ -338,6 +339,20 @@ impl Node {
         self.tasks.stop(PATIENCE).await;
         self.store.close().await;
     }
+}
+
+/// Signs with the node's CA.
+fn signer(pki: &Pki) -> controllers::cluster::Signer {
+    let pki = pki.clone();
+    Arc::new(move |asked| {
+        pki.sign(&apiserver::Asked {
+            request: &asked.request,
+            signer: &asked.signer,
+            usages: &asked.usages,
+            now: asked.now,
+            until: asked.until,
+        })
+    })
 }
 
 /// What the roof terrace shows and asks.

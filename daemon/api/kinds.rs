@@ -231,7 +231,6 @@ const UNATTENDED: &[(&str, &str, &str)] = &[
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "no webhook is called"),
     ("apiregistration.k8s.io", "APIService", "no other API server is asked"),
-    ("certificates.k8s.io", "CertificateSigningRequest", "nothing is signed"),
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
     ("policy", "PodDisruptionBudget", "nothing is evicted, so nothing is held back"),

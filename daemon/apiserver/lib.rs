@@ -8,6 +8,7 @@ mod admission;
 mod answer;
 mod auth;
 mod config;
+mod csr;
 mod delete;
 mod door;
 mod kubernetes;
@@ -38,6 +39,7 @@ use store::Store;
 
 pub use auth::{KeyError, User};
 pub use config::{Config, Identity, ServiceRange};
+pub use csr::Asked;
 pub use door::Door;
 pub use object::Head;
 pub use pki::{Pki, PkiError};

@@ -51,6 +51,8 @@ pub enum PkiError {
 pub struct Pki {
     /// The CA's certificate, which clients trust.
     pub ca: String,
+    /// The CA's key, which never leaves this room.
+    pub(crate) ca_key: String,
     /// The server's certificate.
     pub server: String,
     /// The server's key.
@@ -112,7 +114,7 @@ impl Pki {
             write(&kubeconfig, &text)?;
         }
         let token_key = token_key(dir)?;
-        Ok(Pki { ca, server, server_key, token_key, kubeconfig })
+        Ok(Pki { ca, ca_key, server, server_key, token_key, kubeconfig })
     }
 }
 

@@ -8,11 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::{Cache, Caches, Clock, Key, key_of};
+use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::storage::v1::StorageClass;
 use reconcile::{Queue, Tasks};
 
+use crate::certificate::Certificates;
 use crate::disruption::{self, Disruptions, means};
 use crate::eventttl::{All, EventTtl};
 use crate::horizontal::Scalers;
@@ -33,6 +36,24 @@ pub type Port = (String, u16);
 /// What this machine listens on, as a function that looks.
 pub type Listening = Arc<dyn Fn() -> BTreeSet<Port> + Send + Sync>;
 
+/// A certificate that is to be signed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signing {
+    /// The request, as PEM.
+    pub request: String,
+    /// Who is to sign it.
+    pub signer: String,
+    /// What it is to be good for.
+    pub usages: Vec<String>,
+    /// Now.
+    pub now: Timestamp,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+/// Signs with the cluster's CA, whose key stays where it is; or says why not.
+pub type Signer = Arc<dyn Fn(&Signing) -> Result<String, String> + Send + Sync>;
+
 /// What the controllers of the cluster need.
 #[derive(Clone)]
 pub struct Parts {
@@ -46,6 +67,8 @@ pub struct Parts {
     pub volumes: PathBuf,
     /// What this machine listens on: ports that no Service may take.
     pub listening: Listening,
+    /// Signs certificates.
+    pub signer: Signer,
     /// The certificate by which the API server is known, as PEM.
     pub root_ca: Arc<str>,
 }
@@ -65,6 +88,7 @@ pub fn start(parts: &Parts, tasks: &Tasks) {
     pod_garbage(parts, tasks);
     scalers(parts, tasks);
     events(parts, tasks);
+    certificates(parts, tasks);
 }
 
 fn accounts(parts: &Parts, tasks: &Tasks) {
@@ -268,4 +292,12 @@ fn events(parts: &Parts, tasks: &Tasks) {
     let queue = Queue::new();
     queue.wake(All);
     spawn(tasks, parts.clock, &queue, EventTtl(parts.caches.client()), async {});
+}
+
+fn certificates(parts: &Parts, tasks: &Tasks) {
+    let (requests, queue) = (parts.caches.of::<CertificateSigningRequest>(), Queue::new());
+    wake_itself(&requests, &queue);
+    let synced = requests.clone();
+    let controller = Certificates::new(parts.caches.client(), requests, Arc::clone(&parts.signer));
+    spawn(tasks, parts.clock, &queue, controller, async move { synced.synced().await });
 }

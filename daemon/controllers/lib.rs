@@ -3,6 +3,7 @@
 //! Invariant: a controller knows the door and the caches, never the store, the node or another controller.
 //! Invariant: every controller is a `reconcile::Reconciler`; what it decides is a pure function of what it saw.
 
+mod certificate;
 mod claims;
 pub mod cluster;
 mod cronjob;

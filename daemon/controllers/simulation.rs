@@ -86,6 +86,10 @@ impl World {
             node: "n1".to_owned(),
             volumes: self.volumes.path().to_owned(),
             listening: Arc::new(|| BTreeSet::from([("TCP".to_owned(), 22)])),
+            signer: Arc::new(|asked| match asked.request.as_str() {
+                "good" => Ok(CERTIFICATE.to_owned()),
+                _ => Err("it is not good".to_owned()),
+            }),
             root_ca: CERTIFICATE.into(),
         };
         crate::cluster::start(&parts, &self.tasks);

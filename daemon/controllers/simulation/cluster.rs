@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, ServiceAccount};
 
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Event, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
@@ -214,4 +215,42 @@ async fn pods_of_a_node_that_is_gone_go_and_so_do_old_events() {
     world.until("no event", |events: &[Arc<Event>]| events.is_empty()).await;
     let waited = world.clock.now().duration_since(begin);
     assert!((3599..3800).contains(&waited.as_secs()), "{waited}");
+}
+
+#[tokio::test]
+async fn a_request_is_signed_once_it_is_approved_and_fails_with_the_signers_words() {
+    let world = World::new(HARD).await;
+    let requests: Api<CertificateSigningRequest> = Api::all(world.client.clone());
+    for (name, text) in [("good", "Z29vZA=="), ("bad", "YmFk"), ("waits", "Z29vZA==")] {
+        let request = json!({"metadata": {"name": name}, "spec": {
+            "request": text, "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"]}});
+        requests.create(&PostParams::default(), &serde_json::from_value(request).unwrap()).await.unwrap();
+    }
+    for name in ["good", "bad"] {
+        let mut request = requests.get(name).await.unwrap();
+        let approved = json!({"conditions": [{"type": "Approved", "status": "True", "reason": "Test", "message": "",
+            "lastUpdateTime": world.clock.now().to_string()}]});
+        request.status = serde_json::from_value(approved).unwrap();
+        requests.replace_subresource("approval", name, &PostParams::default(), &request).await.unwrap();
+    }
+    world
+        .until("signed and failed", |all: &[Arc<CertificateSigningRequest>]| {
+            let status = |name: &str| {
+                all.iter()
+                    .find(|one| one.metadata.name.as_deref() == Some(name))
+                    .and_then(|one| one.status.clone())
+            };
+            let signed = status("good")
+                .and_then(|status| status.certificate)
+                .is_some_and(|one| one.0 == CERTIFICATE.as_bytes());
+            let why = status("bad").and_then(|status| status.conditions).unwrap_or_default();
+            signed
+                && why
+                    .iter()
+                    .any(|one| one.type_ == "Failed" && one.message.as_deref() == Some("it is not good"))
+        })
+        .await;
+    world.quiet().await;
+    let waits = requests.get("waits").await.unwrap();
+    assert!(waits.status.and_then(|status| status.certificate).is_none(), "nobody approved it");
 }
