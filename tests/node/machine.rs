@@ -93,7 +93,9 @@ pub(crate) fn traces(instance: &str, data: &Path) -> BTreeSet<String> {
     for line in ok("ip", &["-o", "link"]).lines().filter(|line| line.contains(&prefix)) {
         found.insert(format!("link {line}"));
     }
-    for line in ok("ip", &["route", "show", "table", "all"]).lines().filter(|line| line.contains(&prefix)) {
+    let routes = ok("ip", &["route", "show", "table", "all"]);
+    // A link's own address comes a second later, when the kernel has found that nobody else has it; it goes with the link.
+    for line in routes.lines().filter(|line| line.contains(&prefix) && !line.starts_with("local fe80:")) {
         found.insert(format!("route {line}"));
     }
     for line in
