@@ -153,6 +153,10 @@ fn application(app: &Value, ink: Ink, now: Timestamp) -> String {
         out.push('\n');
         out.push_str(&defect(found, ink));
     }
+    for found in list(&status["advice"]) {
+        let words = format!("{}: {} ({})", place(found), text(&found["message"]), text(&found["help"]));
+        out.push_str(&format!("{} {words}\n", ink.paint(Tone::Wait, "notice:")));
+    }
     out
 }
 

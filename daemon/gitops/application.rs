@@ -35,6 +35,8 @@ use crate::source::{Snapshot, Sourced};
 use crate::status::{Decisions, ObjectStatus, Source, Status, seconds};
 use crate::{history, tell};
 
+/// Advice that is told; more of it is in `holdfast check`.
+const MOST_ADVICE: usize = 20;
 /// Requests that one application has under way at once.
 pub(crate) const AT_ONCE: usize = 16;
 /// Failing objects whose last words are remembered.
@@ -278,6 +280,7 @@ impl Follower {
             hooks_gone,
             sourced,
             defects: if self.leaving { Vec::new() } else { defects },
+            advice: built.notices.iter().take(MOST_ADVICE).cloned().collect(),
             kept_back: if self.leaving { BTreeMap::new() } else { built.kept_back.clone() },
             unread: if self.leaving { BTreeMap::new() } else { built.unread.clone() },
             desired,

@@ -33,6 +33,8 @@ pub(crate) struct View {
     pub(crate) sourced: Arc<Sourced>,
     pub(crate) desired: Vec<Wanted>,
     pub(crate) defects: Vec<Defect>,
+    /// What works, but should be written otherwise.
+    pub(crate) advice: Vec<Defect>,
     pub(crate) kept_back: BTreeMap<Id, Arc<str>>,
     pub(crate) unread: BTreeMap<Arc<str>, Arc<[u8]>>,
     /// In the inventory, no longer wanted.

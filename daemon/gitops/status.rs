@@ -28,6 +28,9 @@ pub struct Status {
     pub objects: Vec<ObjectStatus>,
     /// What a person has to mend.
     pub defects: Vec<Defect>,
+    /// What works, but should be written otherwise: yesterday's API versions, old spellings, files that nobody reads.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advice: Vec<Defect>,
     /// The newest last.
     pub history: Vec<RevisionStatus>,
     /// `Synced` and `Healthy`, for `kubectl wait`.

@@ -38,6 +38,7 @@ pub(crate) fn status(view: &View, round: &Round<'_>, now: Timestamp) -> Status {
     let mut worst = worst;
     worst.carry(Some(&view.told.health), now);
     let mut status = Status { source: view.source.clone(), health: worst, defects, ..Status::default() };
+    status.advice.clone_from(&view.advice);
     status.sync = sync(view, round, &objects, &status.defects);
     status.decisions = round.decisions.clone();
     let ours: Vec<String> = view.gone.iter().map(|gone| gone.told.id().to_string()).collect();

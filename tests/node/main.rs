@@ -19,6 +19,7 @@ mod idle;
 mod image;
 mod images;
 mod kubectl;
+mod kustomize;
 mod limits;
 mod machine;
 mod node;

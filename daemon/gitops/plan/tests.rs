@@ -90,6 +90,7 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
         defects: Vec::new(),
         kept_back: BTreeMap::new(),
         unread: BTreeMap::new(),
+        advice: Vec::new(),
         gone,
         newest: "r1".into(),
         choice: Chosen::default(),
