@@ -28,7 +28,7 @@ use crate::probes::Wanted;
 use crate::spec::{self, Ground};
 use crate::tokens::Tokens;
 use crate::usage::Sample;
-use crate::{resize, rules, volumes};
+use crate::{resize, rules, security, volumes};
 
 /// Pulls and starts that fail are tried again after this, doubling up to five minutes.
 const LONGEST_WAIT_SECONDS: i64 = 300;
@@ -192,7 +192,7 @@ impl Kubelet {
                 ("uid".to_owned(), uid.to_owned()),
             ]),
             host_network: rules::is_host_network(&pod),
-            sysctls: BTreeMap::new(),
+            sysctls: of.map(|of| security::sysctls(of).into_iter().collect()).unwrap_or_default(),
             pids,
             host_ipc: of.is_some_and(|of| is(of.host_ipc)),
             resources: crate::resources::of_pod(&pod, self.parts.config.pod_pids),
@@ -384,6 +384,7 @@ impl Kubelet {
             files: &files,
             places: &places,
             machine_memory_bytes: self.machine_memory_bytes,
+            seccomp_dir: &security::seccomp_dir(&self.parts.config.seccomp_dir, &self.parts.pods_dir),
             log_path: self.log_path(pod, &container.name, attempt),
             log_max_bytes: self.parts.config.log_mib << 20,
             log_files: self.parts.config.log_files,

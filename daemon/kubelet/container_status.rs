@@ -222,15 +222,21 @@ fn waiting(view: &View, pod: &Pod, member: &Member<'_>) -> ApiState {
     if let Some(failed) = failed {
         return wait("CreateContainerError", Some(failed.message.clone()));
     }
+    if image.parse::<images::Reference>().is_err() {
+        return wait("InvalidImageName", Some(invalid_name(image)));
+    }
     let here = view.images.get(image).is_some_and(Option::is_some);
     match view.notes.pulls.get(image) {
-        Some(Pull::Failed { message, tries, .. }) if !here => {
-            let reason = if *tries > 1 { "ImagePullBackOff" } else { "ErrImagePull" };
-            return wait(reason, Some(message.clone()));
+        Some(Pull::Failed { message, tries: 1, .. }) if !here => {
+            return wait("ErrImagePull", Some(message.clone()));
+        }
+        Some(Pull::Failed { message, .. }) if !here => {
+            let message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
+            return wait("ImagePullBackOff", Some(message));
         }
         None if !here && container.image_pull_policy.as_deref() == Some("Never") => {
             let message = format!(
-                "image {image:?} is not on this node and its pull policy is Never: `holdfast image load` it, or let it be pulled"
+                "Container image {image:?} is not present with pull policy of Never: `holdfast image load` it, or let it be pulled"
             );
             return wait("ErrImageNeverPull", Some(message));
         }
@@ -249,6 +255,12 @@ fn waiting(view: &View, pod: &Pod, member: &Member<'_>) -> ApiState {
         return wait("CreateContainerConfigError", Some(blocked.clone()));
     }
     wait(if init { "PodInitializing" } else { "ContainerCreating" }, None)
+}
+
+/// What is documented for a name that cannot be one, with what is wrong about it.
+pub(crate) fn invalid_name(image: &str) -> String {
+    let why = image.parse::<images::Reference>().err().map(|error| error.to_string()).unwrap_or_default();
+    format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {why}")
 }
 
 /// Whether it is this container's turn: those that come later have no reason of their own to wait.

@@ -35,7 +35,7 @@ pub(crate) fn deadline(pod: &Pod) -> Option<Timestamp> {
 }
 
 pub(crate) fn ending(view: &View, pod: &Pod, now: Timestamp) -> Option<Ending> {
-    if let Some((reason, message)) = &view.notes.evicted {
+    if let Some((reason, message)) = view.notes.evicted.as_ref().or(view.rejected.as_ref()) {
         let (reason, message) = (reason.clone(), message.clone());
         return Some(Ending { reason, message, grace_seconds: 0 });
     }

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+
 use std::path::{Path, PathBuf};
 
+use crate::ownership::Group;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Where a pod's files lie.
@@ -26,6 +28,8 @@ pub(crate) struct Files {
     pub(crate) volumes: BTreeMap<String, Content>,
     /// `hosts`, `hostname`, `resolv.conf`.
     pub(crate) etc: BTreeMap<String, String>,
+    /// Whose the volumes become.
+    pub(crate) group: Option<Group>,
 }
 
 /// Files by their path in a volume, each with its mode.
@@ -106,7 +110,7 @@ impl Places {
         }
         for (name, content) in &files.volumes {
             let path = self.volume(name, content);
-            let set_up = make(&path, content);
+            let set_up = make(&path, content, self.group_now(files, content));
             set_up.map_err(|error| {
                 io::Error::new(
                     error.kind(),
@@ -115,6 +119,13 @@ impl Places {
             })?;
         }
         fs::write(self.disk.join("holds"), files.hash().to_string())
+    }
+
+    /// The group a volume is given now: what containers write to it later is their own affair, so a volume that may be
+    /// written to is given its group once, before they start.
+    fn group_now<'a>(&self, files: &'a Files, content: &Content) -> Option<&'a Group> {
+        let is_first = self.hold().is_none() || matches!(content, Content::Files { .. });
+        files.group.as_ref().filter(|_| is_first)
     }
 
     /// Takes everything away. Gone already is success.
@@ -168,18 +179,29 @@ pub(crate) fn in_memory(dir: &Path) -> io::Result<()> {
 }
 
 /// Makes one volume. Twice is once.
-fn make(path: &Path, content: &Content) -> io::Result<()> {
+fn make(path: &Path, content: &Content, group: Option<&Group>) -> io::Result<()> {
+    let give = |path: &Path| group.map_or(Ok(()), |group| group.give(path));
     match content {
         Content::Empty => {
             directory(path, 0o777)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o777))
+            if fs::metadata(path)?.permissions().mode() & 0o777 != 0o777 {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
+            }
+            give(path)
         }
-        Content::Memory { size_bytes } => memory(path, *size_bytes),
+        Content::Memory { size_bytes } => {
+            memory(path, *size_bytes)?;
+            give(path)
+        }
         Content::Host { path, kind } => host_path(Path::new(path), kind),
-        Content::Lasting { path, made_here } => lasting(Path::new(path), *made_here),
+        Content::Lasting { path, made_here } => {
+            lasting(Path::new(path), *made_here)?;
+            // As documented for local volumes; a directory that somebody else keeps stays as it is.
+            if *made_here { give(Path::new(path)) } else { Ok(()) }
+        }
         Content::Nfs { server, path: remote, options } => nfs(path, server, remote, options),
         Content::Image { .. } => Ok(()),
-        Content::Files { files, .. } => switch(path, files),
+        Content::Files { files, .. } => switch(path, files, group.map(|group| group.gid)),
     }
 }
 
@@ -260,8 +282,9 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
 }
 
 /// Replaces all files of a volume at once: they lie in a dated directory that `..data` points to, as in Kubernetes.
-fn switch(volume: &Path, files: &Contents) -> io::Result<()> {
+fn switch(volume: &Path, files: &Contents, gid: Option<u32>) -> io::Result<()> {
     directory(volume, 0o755)?;
+    let own = |path: &Path| gid.map_or(Ok(()), |gid| lchown(path, None, Some(gid)));
     if holds(volume, files) {
         return Ok(());
     }
@@ -272,6 +295,7 @@ fn switch(volume: &Path, files: &Contents) -> io::Result<()> {
         directory(path.parent().unwrap_or(volume), 0o755)?;
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path)?;
         file.write_all(bytes)?;
+        own(&path)?;
         file.set_permissions(fs::Permissions::from_mode(*mode))?;
     }
     directory(&volume.join(&fresh), 0o755)?;

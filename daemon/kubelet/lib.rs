@@ -18,6 +18,7 @@ mod logs;
 mod machine;
 mod node;
 mod observe;
+mod ownership;
 mod plan;
 mod pressure;
 mod probes;
@@ -73,6 +74,10 @@ pub struct Config {
     pub eviction_inodes_percent: u8,
     /// With fewer process ids than this left, in percent, pods are evicted; 0 means never.
     pub eviction_pids_percent: u8,
+    /// Sysctls that pods may set besides the safe ones; a `*` at the end stands for any rest.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Where `localhostProfile`s of seccomp lie; empty means `seccomp` in the data directory.
+    pub seccomp_dir: PathBuf,
 }
 
 impl Default for Config {
@@ -89,6 +94,8 @@ impl Default for Config {
             eviction_disk_mib: 512,
             eviction_inodes_percent: 1,
             eviction_pids_percent: 2,
+            allowed_unsafe_sysctls: Vec::new(),
+            seccomp_dir: PathBuf::new(),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::book::{Notes, Probed};
 use crate::env::{Facts, Sources};
 use crate::plan::View;
 use crate::resize::{self, Room};
-use crate::{rules, volumes};
+use crate::{rules, security, volumes};
 
 /// Most bytes of last words that are told, as documented.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -37,6 +37,7 @@ impl Kubelet {
         }
         let files = pod.as_ref().map(|pod| self.files(pod, uid));
         let refused = pod.as_ref().and_then(|pod| crate::refuse::refused(pod));
+        let rejected = pod.as_ref().and_then(|pod| self.rejected(pod));
         let (files_wanted, missing) = match files {
             Some(Ok(files)) => (files.hash(), None),
             Some(Err(why)) => (0, Some(why)),
@@ -59,6 +60,7 @@ impl Kubelet {
             ip,
             host_ip: self.parts.network.addresses().node.to_string(),
             refused,
+            rejected,
             missing,
             blocked,
             files_wanted,
@@ -73,6 +75,14 @@ impl Kubelet {
             has_files: places.exist(),
             crash_backoff_seconds: self.parts.config.crash_backoff_seconds,
         }
+    }
+
+    /// Why this node will never run the pod: reason and message.
+    fn rejected(&self, pod: &Pod) -> Option<(String, String)> {
+        let spec = pod.spec.as_ref()?;
+        let allowed = &self.parts.config.allowed_unsafe_sysctls;
+        security::forbidden_sysctl(spec, allowed)
+            .or_else(|| security::unconfinable(spec, security::has_apparmor()))
     }
 
     /// What the configuration of containers that do not run lacks. Asked anew in each round, so that a container starts the

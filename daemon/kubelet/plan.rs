@@ -31,6 +31,8 @@ pub(crate) struct View {
     pub(crate) images: BTreeMap<String, Option<String>>,
     /// The pod asks for what this node does not give: which field.
     pub(crate) refused: Option<String>,
+    /// This node will never run the pod: reason and message.
+    pub(crate) rejected: Option<(String, String)>,
     /// Something that volumes need is missing.
     pub(crate) missing: Option<String>,
     /// What the configuration of containers that do not run lacks, by container.

@@ -27,10 +27,6 @@ fn pod_fields(spec: &PodSpec) -> Option<&'static str> {
         ("runtimeClassName", spec.runtime_class_name.is_some()),
         ("resourceClaims", spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty())),
         (
-            "securityContext.sysctls",
-            security.is_some_and(|security| security.sysctls.as_ref().is_some_and(|list| !list.is_empty())),
-        ),
-        (
             "securityContext.seLinuxOptions",
             security.is_some_and(|security| security.se_linux_options.is_some()),
         ),
@@ -57,12 +53,6 @@ fn container_field(container: &Container) -> Option<&'static str> {
         (
             "securityContext.seLinuxOptions",
             security.is_some_and(|security| security.se_linux_options.is_some()),
-        ),
-        (
-            "securityContext.appArmorProfile",
-            security
-                .and_then(|security| security.app_armor_profile.as_ref())
-                .is_some_and(|profile| profile.type_ == "Localhost"),
         ),
     ];
     asked.into_iter().find_map(|(field, asked)| asked.then_some(field))

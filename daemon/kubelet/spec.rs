@@ -9,7 +9,7 @@ use runtime::{ContainerSpec, Mount, MountKind, Propagation};
 
 use crate::env::expand;
 use crate::files::{Content, Files, Places};
-use crate::security::Security;
+use crate::security::{Profiles, Security};
 
 /// What a container's spec is made from, besides the container.
 pub(crate) struct Ground<'a> {
@@ -19,6 +19,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) files: &'a Files,
     pub(crate) places: &'a Places,
     pub(crate) machine_memory_bytes: i64,
+    /// Where seccomp profiles lie.
+    pub(crate) seccomp_dir: &'a Path,
     pub(crate) log_path: PathBuf,
     pub(crate) log_max_bytes: u64,
     pub(crate) log_files: u32,
@@ -66,7 +68,8 @@ pub(crate) fn container(
     if args.is_empty() {
         return Err("no command specified: neither the container nor its image names one".to_owned());
     }
-    let security = Security::of(spec, container, &config.user)?;
+    let profiles = Profiles { seccomp: ground.seccomp_dir };
+    let security = Security::of(ground.pod, container, config, &profiles)?;
     let mut mounts = own_files(ground, container, attempt, spec);
     for mount in container.volume_mounts.iter().flatten() {
         mounts.push(volume_mount(ground, mount, &known)?);
@@ -91,8 +94,10 @@ pub(crate) fn container(
         no_new_privileges: security.no_new_privileges,
         seccomp: security.seccomp,
         read_only_root: security.read_only_root,
-        masked_paths: runtime::MASKED_PATHS.iter().map(|path| (*path).to_owned()).collect(),
-        readonly_paths: runtime::READONLY_PATHS.iter().map(|path| (*path).to_owned()).collect(),
+        masked_paths: security.masked_paths,
+        readonly_paths: security.readonly_paths,
+        strict_groups: security.strict_groups,
+        apparmor: security.apparmor,
         log_path: ground.log_path.clone(),
         log_max_bytes: ground.log_max_bytes,
         log_files: ground.log_files,

@@ -50,6 +50,7 @@ fn view(pod: Option<Pod>, containers: Option<Vec<ContainerState>>) -> View {
         sandbox,
         host_ip: "192.0.2.1".to_owned(),
         images: BTreeMap::from([("kubia:1".to_owned(), Some("id".to_owned()))]),
+        rejected: None,
         refused: None,
         missing: None,
         blocked: BTreeMap::new(),
@@ -500,6 +501,7 @@ fn files_of_a_volume_change_together_and_stale_ones_go() {
     let dir = tempfile::tempdir().unwrap();
     let places = Places { disk: dir.path().join("disk"), memory: dir.path().join("memory") };
     let files = |contents: &[(&str, &str)]| Files {
+        group: None,
         volumes: BTreeMap::from([(
             "v".to_owned(),
             Content::Files {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 use crate::env::{Facts, Sources, field_value, resource_value};
 use crate::etc::{self, Names};
 use crate::files::{Content, Contents, Files};
+use crate::ownership::Group;
 
 /// Provisions directories on this node.
 const DIRECTORY_PROVISIONER: &str = "holdfast.dev/directory";
@@ -29,28 +30,41 @@ pub(crate) struct TokenKey {
 /// # Errors
 /// In words, when a source that is not optional is missing or a kind of volume is not served.
 pub(crate) fn wanted(pod: &Pod, sources: &Sources, facts: &Facts, names: &Names) -> Result<Files, String> {
-    let mut files = Files { volumes: [].into(), etc: etc::of(pod, names) };
+    let group = pod.spec.as_ref().and_then(Group::of);
+    let mut files = Files { volumes: [].into(), etc: etc::of(pod, names), group };
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let content = content(pod, volume, sources, facts);
         let content = content
             .map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {why}", volume.name))?;
-        files.volumes.insert(volume.name.clone(), content);
+        files.volumes.insert(volume.name.clone(), readable(content, files.group.as_ref()));
     }
     Ok(files)
 }
 
 /// The same for volumes that were made once: of what has lost its source the files stay, so only its kind is told.
 pub(crate) fn made(pod: &Pod, sources: &Sources, facts: &Facts, names: &Names) -> Files {
-    let mut files = Files { volumes: [].into(), etc: etc::of(pod, names) };
+    let group = pod.spec.as_ref().and_then(Group::of);
+    let mut files = Files { volumes: [].into(), etc: etc::of(pod, names), group };
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         let parts = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
         let mut hidden = parts.map(|part| part.secret.is_some() || part.service_account_token.is_some());
         let secret = volume.secret.is_some() || hidden.any(|hidden| hidden);
         let content = content(pod, volume, sources, facts);
         let content = content.unwrap_or(Content::Files { secret, files: Contents::new() });
-        files.volumes.insert(volume.name.clone(), content);
+        files.volumes.insert(volume.name.clone(), readable(content, files.group.as_ref()));
     }
     files
+}
+
+/// Generated files can be read by the pod's group, if it has one.
+fn readable(content: Content, group: Option<&Group>) -> Content {
+    match content {
+        Content::Files { secret, mut files } if group.is_some() => {
+            files.values_mut().for_each(|(_, mode)| *mode |= 0o440);
+            Content::Files { secret, files }
+        }
+        content => content,
+    }
 }
 
 /// The tokens that the pod's volumes hold.

@@ -24,6 +24,7 @@ pub mod linux;
 
 mod dial;
 mod link;
+mod seccomp;
 mod streams;
 mod sweep;
 mod wire;
@@ -268,6 +269,10 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// A running container of the sandbox whose processes it sees, and that sees its.
     pub pid_of: Option<String>,
+    /// Leave out the groups that the image's own files give the user.
+    pub strict_groups: bool,
+    /// The AppArmor profile, loaded in the kernel, that confines it.
+    pub apparmor: Option<String>,
 }
 
 /// The paths container engines hide by custom.
@@ -289,6 +294,51 @@ pub const MASKED_PATHS: &[&str] = &[
 /// The paths container engines make read-only by custom.
 pub const READONLY_PATHS: &[&str] =
     &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Every capability the kernel has.
+pub const ALL_CAPABILITIES: &[&str] = &[
+    "CAP_AUDIT_CONTROL",
+    "CAP_AUDIT_READ",
+    "CAP_AUDIT_WRITE",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_KILL",
+    "CAP_LEASE",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_MAC_ADMIN",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_RAW",
+    "CAP_PERFMON",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYSLOG",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_WAKE_ALARM",
+];
 
 /// The capabilities container engines leave by custom (Docker's and the CRI's default set).
 pub const DEFAULT_CAPABILITIES: &[&str] = &[
@@ -369,13 +419,15 @@ pub enum Propagation {
 }
 
 /// Which system calls a container may use.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Seccomp {
     /// The customary allow list.
     #[default]
     Default,
     /// All.
     Unconfined,
+    /// What a profile in OCI's form says; the file is read when the container starts.
+    Profile(PathBuf),
 }
 
 /// A container as observed.

@@ -21,7 +21,7 @@ use crate::link::{self, Conversation, Link};
 use crate::streams::Stream;
 use crate::{
     Amount, ContainerSpec, ContainerState, Error, Exec, ExecSpec, Isolation, Missing, Runtime, SandboxSpec,
-    SandboxState, Usage, check_name, sweep, wire,
+    SandboxState, Seccomp, Usage, check_name, seccomp, sweep, wire,
 };
 
 /// Changes remembered for a slow listener; past that it is told to look at everything.
@@ -355,7 +355,20 @@ impl Runtime for LinuxRuntime {
     async fn start_container(&self, sandbox: &str, spec: ContainerSpec) -> Result<ContainerState, Error> {
         check_name("container", &spec.name)?;
         let name = spec.name.clone();
-        let container = Box::new(wire::container(spec));
+        let profile = match &spec.seccomp {
+            Seccomp::Profile(path) => Some(path.clone()),
+            Seccomp::Default | Seccomp::Unconfined => None,
+        };
+        let mut container = Box::new(wire::container(spec));
+        if let Some(path) = profile {
+            let failed = |why: String| Error::Start {
+                name: name.clone(),
+                reason: format!("load seccomp profile {}: {why}", path.display()),
+                code: 128,
+            };
+            let text = tokio::fs::read(&path).await.map_err(|error| failed(error.to_string()))?;
+            container.filter = seccomp::compile(&text).map_err(failed)?;
+        }
         match self.ask(sandbox, Order::Start { container }).await? {
             // The shim told all its listeners before it answered, so `sandboxes()` knows of it by now.
             Answer::Container(observed) => Ok(wire::container_state(&observed)),

@@ -40,7 +40,8 @@ pub(crate) fn container(from: ContainerSpec) -> shim::Container {
         capabilities: from.capabilities,
         privileged: from.privileged,
         no_new_privileges: from.no_new_privileges,
-        seccomp: from.seccomp == Seccomp::Default,
+        seccomp: from.seccomp != Seccomp::Unconfined,
+        filter: Vec::new(),
         read_only_root: from.read_only_root,
         masked_paths: from.masked_paths,
         readonly_paths: from.readonly_paths,
@@ -50,6 +51,8 @@ pub(crate) fn container(from: ContainerSpec) -> shim::Container {
         tty: from.tty,
         stdin: from.stdin,
         pid_of: from.pid_of.unwrap_or_default(),
+        strict_groups: from.strict_groups,
+        apparmor: from.apparmor.unwrap_or_default(),
     }
 }
 

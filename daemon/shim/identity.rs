@@ -67,7 +67,8 @@ fn lookup(container: &Container, passwd: &str, group: &str) -> Result<Identity, 
         group_name.parse().map_err(|_| unknown())?
     };
     let mut groups = container.groups.clone();
-    if let Some(name) = row.as_ref().and_then(|row| row.first()) {
+    let named = row.as_ref().and_then(|row| row.first()).filter(|_| !container.strict_groups);
+    if let Some(name) = named {
         let member = |row: &Vec<&str>| row.get(3).is_some_and(|list| list.split(',').any(|m| m == *name));
         groups.extend(rows(group).filter(|row| member(row)).filter_map(|row| number(&row, 2)));
     }
@@ -88,9 +89,16 @@ pub(crate) fn take(container: &Container, identity: &Identity) -> Result<(), Fai
     if container.no_new_privileges {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).step(|| "set no_new_privs".to_owned())?;
     }
+    if !container.apparmor.is_empty() && !container.privileged {
+        confine(&container.apparmor)?;
+    }
     // Before the capabilities go, for without no_new_privs the filter needs CAP_SYS_ADMIN.
     if container.seccomp && !container.privileged {
-        sys::seccomp(&seccomp::filter(wanted)).step(|| "install the seccomp filter".to_owned())?;
+        let filter = match container.filter.is_empty() {
+            true => seccomp::filter(wanted),
+            false => seccomp::given(&container.filter),
+        };
+        sys::seccomp(&filter).step(|| "install the seccomp filter".to_owned())?;
     }
     for bit in (0..64).filter(|bit| wanted >> bit & 1 == 0) {
         if sys::prctl(libc::PR_CAPBSET_DROP, bit).is_err() {
@@ -102,6 +110,15 @@ pub(crate) fn take(container: &Container, identity: &Identity) -> Result<(), Fai
     sys::become_user(identity.uid, identity.gid, &identity.groups).step(who)?;
     sys::prctl(libc::PR_SET_KEEPCAPS, 0).step(|| "stop keeping capabilities".to_owned())?;
     sys::capset(wanted, wanted, 0).step(|| "set capabilities".to_owned())
+}
+
+/// The program that is started next is confined by this AppArmor profile.
+fn confine(profile: &str) -> Result<(), Fail> {
+    let what = || format!("change to AppArmor profile {profile}");
+    let own = "/proc/self/attr/apparmor/exec";
+    // Kernels before 5.8 know the older name alone.
+    let path = if std::path::Path::new(own).exists() { own } else { "/proc/self/attr/exec" };
+    fs::write(path, format!("exec {profile}")).step(what)
 }
 
 fn capability_set(names: &[String]) -> Result<u64, Fail> {

@@ -116,6 +116,13 @@ pub struct Container {
     pub stdin: bool,
     /// The container whose pid namespace it joins; empty: its own, or the sandbox's.
     pub pid_of: String,
+    /// The groups of the image's own files are left out.
+    pub strict_groups: bool,
+    /// The AppArmor profile to change to.
+    pub apparmor: String,
+    /// A system call filter in place of the customary one: an instruction per number, from its highest bits 16 of
+    /// operation, 8 of each jump, 32 of operand.
+    pub filter: Vec<u64>,
 }
 
 impl Container {

@@ -75,6 +75,18 @@ pub(crate) fn filter(capabilities: u64) -> Vec<Instruction> {
     program
 }
 
+/// A filter that came ready made.
+pub(crate) fn given(numbers: &[u64]) -> Vec<Instruction> {
+    let part = |number: u64, shift: u32| number >> shift;
+    let instruction = |number: &u64| Instruction {
+        code: part(*number, 48) as u16,
+        jt: part(*number, 40) as u8,
+        jf: part(*number, 32) as u8,
+        k: *number as u32,
+    };
+    numbers.iter().map(instruction).collect()
+}
+
 /// A range starts at its number and reaches to the next one's.
 fn ranges(allowed: &[u32], ceiling: u32) -> Vec<(u32, u32)> {
     let mut ranges = vec![(0, EPERM)];

@@ -18,6 +18,10 @@ use super::node::{Node, PATIENCE, same, until};
 /// How often the pods are looked at.
 const LOOK: Duration = Duration::from_millis(150);
 
+/// A seccomp profile under which no directory can be made.
+const NO_MKDIR: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+    {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}]}"#;
+
 struct Row {
     name: String,
     behaviour: String,
@@ -201,7 +205,12 @@ fn work(node: &Node, mut rows: Vec<Row>) -> Vec<String> {
 /// Runs the rows of some files, or of all, on a node of their own.
 fn check(files: &[&str]) {
     let mut node = Node::new();
-    node.configure("[kubelet]\nmax_pods = 1000\ncrash_backoff_seconds = 1\n");
+    node.configure(
+        "[kubelet]\nmax_pods = 1000\ncrash_backoff_seconds = 1\nallowed_unsafe_sysctls = [\"kernel.msgmnb\"]\n",
+    );
+    let profiles = node.data().join("seccomp/profiles");
+    fs::create_dir_all(&profiles).unwrap();
+    fs::write(profiles.join("no-mkdir.json"), NO_MKDIR).unwrap();
     node.up();
     node.load_busybox();
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/pods");
@@ -217,6 +226,16 @@ fn check(files: &[&str]) {
 #[test]
 fn pods_live_as_documented() {
     check(&["lifecycle", "init", "stopping"]);
+}
+
+#[test]
+fn containers_may_what_is_documented() {
+    check(&["security"]);
+}
+
+#[test]
+fn images_are_had_as_documented() {
+    check(&["images"]);
 }
 
 #[test]
