@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::custom;
 use crate::kinds::Kind;
 
 type Fields = Map<String, Value>;
@@ -29,6 +30,10 @@ const EVENT_FIELDS: [(&str, &str); 7] = [
 /// The stored form of an object of this kind.
 pub fn to_stored(kind: &Kind, object: &Value) -> Value {
     let mut object = object.clone();
+    if let Some(custom) = kind.custom() {
+        custom::to_stored(kind, custom, &mut object);
+        return object;
+    }
     if let (false, Value::Object(map)) = (kind.is_stored(), &mut object) {
         match kind.kind.as_str() {
             "Event" => EVENT_FIELDS.iter().for_each(|(new, old)| rename(map, new, old)),
@@ -42,6 +47,12 @@ pub fn to_stored(kind: &Kind, object: &Value) -> Value {
 
 /// An object of this kind from its stored form.
 pub fn from_stored(kind: &Kind, mut object: Value) -> Value {
+    if let Some(custom) = kind.custom() {
+        if !kind.is_stored() {
+            custom::from_stored(kind, custom, &mut object);
+        }
+        return object;
+    }
     if let (false, Value::Object(map)) = (kind.is_stored(), &mut object) {
         match kind.kind.as_str() {
             "Event" => EVENT_FIELDS.iter().for_each(|(new, old)| rename(map, old, new)),

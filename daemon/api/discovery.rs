@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::custom;
 use crate::kinds::{self, Kind, Subresource};
 
 /// `/api`: the versions of the core group.
@@ -12,24 +13,28 @@ pub fn api_versions() -> Value {
 }
 
 /// `/apis`: every group but core.
-pub fn group_list() -> Value {
-    let groups: Vec<Value> =
-        groups().iter().filter(|(name, _)| !name.is_empty()).map(|(name, v)| of_group(name, v)).collect();
+pub fn group_list(custom: &[&'static Kind]) -> Value {
+    let groups: Vec<Value> = groups(custom)
+        .iter()
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, v)| of_group(name, v))
+        .collect();
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
 /// `/apis/{group}`.
-pub fn group(name: &str) -> Option<Value> {
-    let (name, versions) = groups().into_iter().find(|(known, _)| *known == name && !known.is_empty())?;
+pub fn group(name: &str, custom: &[&'static Kind]) -> Option<Value> {
+    let (name, versions) =
+        groups(custom).into_iter().find(|(known, _)| *known == name && !known.is_empty())?;
     let mut document = json!({ "kind": "APIGroup", "apiVersion": "v1" });
     merge(&mut document, of_group(name, &versions));
     Some(document)
 }
 
 /// `/api/v1` and `/apis/{group}/{version}`: resources and subresources in one list.
-pub fn resource_list(group: &str, version: &str) -> Option<Value> {
+pub fn resource_list(group: &str, version: &str, custom: &[&'static Kind]) -> Option<Value> {
     let mut resources = Vec::new();
-    for kind in all().filter(|kind| kind.group == group && kind.version == version) {
+    for kind in rows(custom).filter(|kind| kind.group == group && kind.version == version) {
         let mut row = json!({ "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
             "kind": kind.kind, "verbs": kind.verbs });
         merge(&mut row, names(kind));
@@ -47,22 +52,22 @@ pub fn resource_list(group: &str, version: &str) -> Option<Value> {
 
 /// `/api` when asked for `APIGroupDiscoveryList` of `apidiscovery.k8s.io/v2`.
 pub fn aggregated_core() -> Value {
-    aggregated(|group| group.is_empty())
+    aggregated(&[], |group| group.is_empty())
 }
 
 /// `/apis` when asked for `APIGroupDiscoveryList` of `apidiscovery.k8s.io/v2`.
-pub fn aggregated_groups() -> Value {
-    aggregated(|group| !group.is_empty())
+pub fn aggregated_groups(custom: &[&'static Kind]) -> Value {
+    aggregated(custom, |group| !group.is_empty())
 }
 
-fn aggregated(wanted: fn(&str) -> bool) -> Value {
+fn aggregated(custom: &[&'static Kind], wanted: fn(&str) -> bool) -> Value {
     let mut items = Vec::new();
-    for (name, versions) in groups().into_iter().filter(|(name, _)| wanted(name)) {
+    for (name, versions) in groups(custom).into_iter().filter(|(name, _)| wanted(name)) {
         let metadata = if name.is_empty() { json!({}) } else { json!({ "name": name }) };
         let versions: Vec<Value> = versions
             .into_iter()
             .map(|version| {
-                let rows = all().filter(|kind| kind.group == name && kind.version == version);
+                let rows = rows(custom).filter(|kind| kind.group == name && kind.version == version);
                 let resources: Vec<Value> = rows.map(aggregated_row).collect();
                 json!({ "version": version, "resources": resources, "freshness": "Current" })
             })
@@ -124,15 +129,16 @@ fn of_group(name: &str, versions: &[&str]) -> Value {
     json!({ "name": name, "versions": versions, "preferredVersion": versions[0] })
 }
 
-/// Every row: what is stored, then what is computed.
-fn all() -> impl Iterator<Item = &'static Kind> {
-    kinds::kinds().iter().chain(kinds::computed_kinds())
+/// Every row: what is stored, what is computed, then what users define.
+fn rows(custom: &[&'static Kind]) -> impl Iterator<Item = &'static Kind> {
+    kinds::kinds().iter().chain(kinds::computed_kinds()).chain(custom.iter().copied())
 }
 
-/// Groups with their versions, preferred first, in the order of the table: clients look for a name in that order.
-fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
+/// Groups with their versions, preferred first, in the order of the table: clients look for a name in that order. Versions
+/// that users define are ordered as documented.
+fn groups(own: &[&'static Kind]) -> Vec<(&'static str, Vec<&'static str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for kind in all() {
+    for kind in rows(own) {
         let at = groups.iter().position(|(name, _)| *name == kind.group).unwrap_or_else(|| {
             groups.push((&kind.group, Vec::new()));
             groups.len() - 1
@@ -140,6 +146,11 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
         let versions = &mut groups[at].1;
         if !versions.contains(&kind.version.as_str()) {
             versions.push(&kind.version);
+        }
+    }
+    for (name, versions) in &mut groups {
+        if own.iter().any(|kind| kind.group == *name) {
+            versions.sort_by_key(|version| std::cmp::Reverse(custom::priority(version)));
         }
     }
     groups
@@ -162,14 +173,14 @@ mod tests {
 
     #[test]
     fn the_old_documents_list_groups_resources_and_subresources() {
-        check(&group_list(), "/groups/1/preferredVersion/groupVersion", json!("apps/v1"));
-        let scaling = group("autoscaling").expect("served");
+        check(&group_list(&[]), "/groups/1/preferredVersion/groupVersion", json!("apps/v1"));
+        let scaling = group("autoscaling", &[]).expect("served");
         check(&scaling, "/preferredVersion/version", json!("v2"));
         check(&scaling, "/versions/1/version", json!("v1"));
-        check(&group("batch").expect("served"), "/name", json!("batch"));
-        assert_eq!(group("nope"), None);
-        assert_eq!(group(""), None);
-        let apps = resource_list("apps", "v1").expect("served");
+        check(&group("batch", &[]).expect("served"), "/name", json!("batch"));
+        assert_eq!(group("nope", &[]), None);
+        assert_eq!(group("", &[]), None);
+        let apps = resource_list("apps", "v1", &[]).expect("served");
         check(
             &apps,
             "/resources/3",
@@ -183,12 +194,12 @@ mod tests {
             json!({ "name": "deployments/scale", "singularName": "", "namespaced": true, "kind": "Scale",
                 "verbs": ["get", "patch", "update"], "group": "autoscaling", "version": "v1" }),
         );
-        assert_eq!(resource_list("apps", "v2"), None);
+        assert_eq!(resource_list("apps", "v2", &[]), None);
     }
 
     #[test]
     fn the_aggregated_documents_hold_the_same_rows() {
-        let (core, groups) = (aggregated_core(), aggregated_groups());
+        let (core, groups) = (aggregated_core(), aggregated_groups(&[]));
         check(&core, "/items/0/metadata", json!({}));
         check(
             &groups,
@@ -200,6 +211,6 @@ mod tests {
             let versions = items.flat_map(|item| item["versions"].as_array().expect("versions"));
             versions.map(|version| version["resources"].as_array().map_or(0, Vec::len)).sum::<usize>()
         };
-        assert_eq!(count(&core) + count(&groups), kinds::kinds().len());
+        assert_eq!(count(&core) + count(&groups), rows(&[]).count());
     }
 }

@@ -7,8 +7,10 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+use crate::custom::Custom;
+
 /// A resource as `/apis` lists it: one row of the table.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Kind {
     /// API group; empty for the core group.
@@ -41,7 +43,10 @@ pub struct Kind {
     pub scale: bool,
     /// Whether objects are stored in another version; set from the order of rows.
     #[serde(skip)]
-    view: bool,
+    pub(crate) view: bool,
+    /// What a kind that users define says beyond its row.
+    #[serde(skip)]
+    pub(crate) custom: Option<&'static Custom>,
     /// The subresources that are served.
     #[serde(default)]
     pub subresources: Vec<Subresource>,
@@ -78,6 +83,16 @@ impl Kind {
         if self.group.is_empty() { self.kind.clone() } else { format!("{}.{}", self.kind, self.group) }
     }
 
+    /// The row with what its definition says. A `view` is converted when it is read.
+    pub(crate) fn with_custom(self, custom: &'static Custom, view: bool) -> Kind {
+        Kind { custom: Some(custom), view, ..self }
+    }
+
+    /// What a kind that users define says beyond its row; none for built-in kinds.
+    pub fn custom(&self) -> Option<&'static Custom> {
+        self.custom
+    }
+
     /// Whether objects are stored in this version. Other rows are views of a stored one.
     pub fn is_stored(&self) -> bool {
         !self.view
@@ -85,7 +100,7 @@ impl Kind {
 
     /// The row in whose version objects of this kind are stored.
     pub fn stored(&self) -> &Kind {
-        if !self.view {
+        if !self.view || self.custom.is_some() {
             return self;
         }
         let group = storage_group(&self.group);
@@ -191,6 +206,7 @@ const SERVED: &[Row] = &[
     ("autoscaling", "v2", "horizontalpodautoscalers", &["status"]),
     ("autoscaling", "v1", "horizontalpodautoscalers", &["status"]),
     ("batch", "v1", "cronjobs", &["status"]),
+    ("apiextensions.k8s.io", "v1", "customresourcedefinitions", &["status"]),
     ("batch", "v1", "jobs", &["status"]),
     ("certificates.k8s.io", "v1", "certificatesigningrequests", &["approval", "status"]),
     ("networking.k8s.io", "v1", "ingressclasses", &[]),

@@ -4,8 +4,10 @@
 //! Invariant: pure. The same arguments give the same answer; time is an argument.
 //! Invariant: what can be said by the fact tables (`facts/`) is said there and nowhere else.
 
+pub mod cel;
 pub mod convert;
 pub mod cron;
+pub mod custom;
 pub mod discovery;
 pub mod error;
 pub mod health;

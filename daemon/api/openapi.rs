@@ -11,10 +11,10 @@ use crate::kinds::{self, Kind};
 use crate::schema::{self, Field, ListType, Object, Shape, TypeRef};
 
 /// `/openapi/v3`: where the document of each group and version is. The hash changes when the tables do.
-pub fn index() -> Value {
-    let hash = hash();
+pub fn index(custom: &[&'static Kind]) -> Value {
+    let hash = hash(custom);
     let mut paths = Map::new();
-    for kind in kinds::kinds() {
+    for kind in kinds::kinds().iter().chain(custom.iter().copied()) {
         let path = document_path(kind);
         let url = format!("/openapi/v3/{path}?hash={hash}");
         paths.insert(path, json!({ "serverRelativeURL": url }));
@@ -23,7 +23,15 @@ pub fn index() -> Value {
 }
 
 /// `/openapi/v3/{group_version_path}`, as in `api/v1` or `apis/apps/v1`. Made anew on each call: it is asked for rarely.
-pub fn document(group_version_path: &str) -> Option<Value> {
+pub fn document(group_version_path: &str, custom: &[&'static Kind]) -> Option<Value> {
+    built_in(group_version_path).or_else(|| {
+        let rows: Vec<&'static Kind> =
+            custom.iter().copied().filter(|kind| document_path(kind) == group_version_path).collect();
+        crate::custom::openapi::document(&rows)
+    })
+}
+
+fn built_in(group_version_path: &str) -> Option<Value> {
     let rows: Vec<&Kind> =
         kinds::kinds().iter().filter(|kind| document_path(kind) == group_version_path).collect();
     if rows.is_empty() {
@@ -65,7 +73,7 @@ fn document_path(kind: &Kind) -> String {
 }
 
 /// FNV-1a of what the documents are made from.
-fn hash() -> String {
+fn hash(custom: &[&'static Kind]) -> String {
     let texts = [
         include_str!("facts/schema.json"),
         include_str!("facts/holdfast.json"),
@@ -73,7 +81,9 @@ fn hash() -> String {
         env!("CARGO_PKG_VERSION"),
     ];
     let names = kinds::kinds().iter().map(|kind| kind.schema.as_str());
-    let bytes = texts.into_iter().chain(names).flat_map(str::bytes);
+    let schemas: Vec<String> =
+        custom.iter().filter_map(|kind| kind.custom()).map(|custom| custom.schema.to_string()).collect();
+    let bytes = texts.into_iter().chain(names).chain(schemas.iter().map(String::as_str)).flat_map(str::bytes);
     let hash = bytes
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("{hash:016X}")
@@ -195,6 +205,36 @@ fn reference(name: &str) -> Value {
 }
 
 fn list_schema(kind: &Kind, root: &Object) -> Value {
+    list(kind, root.name)
+}
+
+/// The list of a kind whose schema goes by the row's own name.
+pub(crate) fn list_of(kind: &Kind) -> Value {
+    list(kind, &kind.schema)
+}
+
+/// A document of these paths and schemas, with the types that every document refers to.
+pub(crate) fn whole(paths: Map<String, Value>, own: Map<String, Value>) -> Value {
+    let mut schemas = BTreeMap::new();
+    for name in ["DeleteOptions", "ListMeta", "ObjectMeta", "Status"] {
+        if let Some(object) = schema::object(&meta(name)) {
+            add_object(object, &mut schemas);
+        }
+    }
+    if let Some(object) = schema::object("io.k8s.api.autoscaling.v1.Scale") {
+        add_object(object, &mut schemas);
+    }
+    schemas.insert(meta("Patch"), json!({ "type": "object" }));
+    schemas.extend(own);
+    json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": "v1.36.0" },
+        "paths": paths,
+        "components": { "schemas": schemas },
+    })
+}
+
+fn list(kind: &Kind, of: &str) -> Value {
     json!({
         "type": "object",
         "required": ["items"],
@@ -202,13 +242,13 @@ fn list_schema(kind: &Kind, root: &Object) -> Value {
             "apiVersion": { "type": "string" },
             "kind": { "type": "string" },
             "metadata": { "allOf": [reference(&meta("ListMeta"))] },
-            "items": { "type": "array", "items": reference(root.name) },
+            "items": { "type": "array", "items": reference(of) },
         },
         "x-kubernetes-group-version-kind": [{ "group": kind.group, "version": kind.version, "kind": format!("{}List", kind.kind) }],
     })
 }
 
-fn add_paths(kind: &Kind, paths: &mut Map<String, Value>) {
+pub(crate) fn add_paths(kind: &Kind, paths: &mut Map<String, Value>) {
     let base = format!("/{}", document_path(kind));
     let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
     let collection = format!("{base}{scope}/{}", kind.plural);
@@ -336,11 +376,11 @@ mod tests {
 
     #[test]
     fn every_document_of_the_index_exists_and_holds_every_type_it_refers_to() {
-        let index = index();
+        let index = index(&[]);
         let paths = index["paths"].as_object().expect("paths");
         assert!(paths.contains_key("api/v1") && paths.contains_key("apis/apps/v1"));
         for path in paths.keys() {
-            let document = document(path).expect("an indexed document exists");
+            let document = document(path, &[]).expect("an indexed document exists");
             let schemas = document["components"]["schemas"].as_object().expect("schemas");
             let text = document.to_string();
             for part in text.split("\"#/components/schemas/").skip(1) {
@@ -349,7 +389,7 @@ mod tests {
             }
             assert!(!schemas.values().any(Value::is_null), "{path} has an unfinished type");
         }
-        assert_eq!(document("apis/nope/v1"), None);
+        assert_eq!(document("apis/nope/v1", &[]), None);
     }
 
     /// What kubectl's query parameter verifier, patch type check and explain look for.
@@ -357,7 +397,7 @@ mod tests {
     fn kubectl_finds_the_kind_its_patch_types_and_its_parameters() {
         // What is answered and forgotten is not patched.
         for kind in kinds::kinds().iter().filter(|kind| kind.verbs.iter().any(|verb| verb == "patch")) {
-            let document = document(&document_path(kind)).expect("a document");
+            let document = document(&document_path(kind), &[]).expect("a document");
             let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
             let path = format!("/{}{scope}/{}/{{name}}", document_path(kind), kind.plural);
             let patch = &document["paths"][&path]["patch"];
@@ -381,7 +421,7 @@ mod tests {
 
     #[test]
     fn merge_keys_and_defaults_stand_at_the_property() {
-        let document = document("apis/apps/v1").expect("served");
+        let document = document("apis/apps/v1", &[]).expect("served");
         let containers =
             &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::custom;
 use crate::kinds::{self, Kind};
 
 /// A type in the arena. Copy it; ask it for its [`Shape`].
@@ -150,11 +151,25 @@ pub fn objects() -> &'static [Object] {
 /// Fills in every documented default that the object leaves open: the schema's own and those of Kubernetes' defaulting
 /// functions. Twice is once, and what is set stays. A Job's selector is generated from `metadata.uid`, so set that before.
 pub fn defaults(kind: &Kind, object: &mut Value) {
+    if let Some(custom) = kind.custom() {
+        return custom::default(&custom.schema, object);
+    }
     defaults::apply(kind, object);
+    if custom::definition::is(kind) {
+        custom::definition::default(object);
+    }
 }
 
 /// Unknown fields and wrong types, as strict decoding reports them. Empty when Go would decode the object.
 pub fn check_fields(kind: &Kind, object: &Value) -> Vec<Defect> {
+    if let Some(custom) = kind.custom() {
+        let pruned = custom::prune(&custom.schema, &mut object.clone());
+        let unknown = pruned.into_iter().map(|path| {
+            let message = format!("unknown field {path:?}");
+            Defect { path, reason: DefectReason::Unknown, message }
+        });
+        return custom::check_metadata(object).into_iter().chain(unknown).collect();
+    }
     fields::check(root(kind), object)
 }
 
@@ -170,11 +185,28 @@ pub fn duplicate_fields(text: &[u8]) -> Vec<Defect> {
 
 /// Brings the object into the form that Go's decoder and encoder leave it in: null fields dropped, quantities as canonical strings.
 pub fn coerce(kind: &Kind, object: &mut Value) {
+    if let Some(custom) = kind.custom() {
+        return custom::coerce(&custom.schema, object);
+    }
     fields::coerce(root(kind), object);
+}
+
+/// The same of a type that is no served kind.
+pub fn coerce_of(of: &'static Object, object: &mut Value) {
+    fields::coerce(of, object);
 }
 
 /// Drops fields that the schema does not know.
 pub fn prune_unknown(kind: &Kind, object: &mut Value) {
+    if let Some(custom) = kind.custom() {
+        if let (Some(metadata), Some(of)) =
+            (object.get_mut("metadata"), self::object("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"))
+        {
+            fields::prune(of, metadata);
+        }
+        drop(custom::prune(&custom.schema, object));
+        return;
+    }
     fields::prune(root(kind), object);
 }
 

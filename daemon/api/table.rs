@@ -3,7 +3,7 @@
 //! Invariant: a kind's columns are rows of one table and its cells one function; both have the same length.
 //! Invariant: ages are counted from the `now` that is given.
 
-mod age;
+pub(crate) mod age;
 mod network;
 mod pod;
 mod policy;
@@ -13,6 +13,7 @@ mod workloads;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::custom::{self, Custom};
 use crate::kinds::Kind;
 
 /// What a row carries of its object beside the cells.
@@ -34,9 +35,31 @@ pub fn table(
     include: IncludeObject,
     list_meta: Value,
 ) -> Value {
+    if let Some(custom) = kind.custom() {
+        return custom_table(kind, custom, objects, now, include, list_meta);
+    }
     let view = view(kind.stored());
     let columns: Vec<Value> = view.columns.iter().map(Column::definition).collect();
     let rows: Vec<Value> = objects.iter().map(|object| row(kind, &view, object, now, include)).collect();
+    json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows })
+}
+
+fn custom_table(
+    kind: &Kind,
+    custom: &Custom,
+    objects: &[&Value],
+    now: Timestamp,
+    include: IncludeObject,
+    list_meta: Value,
+) -> Value {
+    let mut columns = vec![NAME.definition()];
+    columns.extend(custom::columns(custom));
+    let row = |object: &&Value| {
+        let mut cells = vec![name(object)];
+        cells.extend(custom::cells(custom, object, now));
+        row_of(kind, cells, object, include)
+    };
+    let rows: Vec<Value> = objects.iter().map(row).collect();
     json!({ "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta, "columnDefinitions": columns, "rows": rows })
 }
 
@@ -145,7 +168,10 @@ fn view_of_cluster(group: &str, kind: &str) -> View {
 }
 
 fn row(kind: &Kind, view: &View, object: &Value, now: Timestamp, include: IncludeObject) -> Value {
-    let cells = (view.cells)(object, now);
+    row_of(kind, (view.cells)(object, now), object, include)
+}
+
+fn row_of(kind: &Kind, cells: Vec<Value>, object: &Value, include: IncludeObject) -> Value {
     match include {
         IncludeObject::None => json!({ "cells": cells }),
         IncludeObject::Object => {

@@ -19,11 +19,15 @@ mod workloads;
 use base64::Engine as _;
 use serde_json::Value;
 
+use crate::custom;
 use crate::kinds::Kind;
 use crate::schema::Defect;
 
 /// What is wrong with an object about to be created.
 pub fn create(kind: &Kind, object: &Value) -> Vec<Defect> {
+    if let Some(custom) = kind.custom() {
+        return custom::create(kind, custom, object);
+    }
     let mut found = Found::default();
     meta::object(kind, &object["metadata"], &mut found);
     body(kind, object, None, &mut found);
@@ -32,11 +36,24 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<Defect> {
 
 /// What is wrong with an object about to replace `old`: all that [`create`] looks for, and fields that may not change.
 pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<Defect> {
+    if let Some(custom) = kind.custom() {
+        return custom::update(kind, custom, new, old);
+    }
     let mut found = Found::default();
     meta::object(kind, &new["metadata"], &mut found);
     meta::update(&new["metadata"], &old["metadata"], &mut found);
     body(kind, new, Some(old), &mut found);
     update::immutable(kind, new, old, &mut found);
+    found.defects
+}
+
+/// What is wrong with the metadata of an object of a kind that users define.
+pub(crate) fn metadata(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Defect> {
+    let mut found = Found::default();
+    meta::object(kind, &object["metadata"], &mut found);
+    if let Some(old) = old {
+        meta::update(&object["metadata"], &old["metadata"], &mut found);
+    }
     found.defects
 }
 
@@ -68,6 +85,9 @@ fn body(kind: &Kind, object: &Value, old: Option<&Value>, found: &mut Found) {
         ("discovery.k8s.io", "EndpointSlice") => network::endpoint_slice(object, found),
         ("networking.k8s.io", "Ingress") => network::ingress(object, found),
         ("networking.k8s.io", "IngressClass") => network::ingress_class(object, found),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            found.defects.extend(custom::definition::check(object, old));
+        }
         ("holdfast.dev", "Application") => application(object, found),
         (group, name) => body_of_policy(group, name, object, old, found),
     }

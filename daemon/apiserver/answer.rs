@@ -17,7 +17,7 @@ use crate::path::{Resource, Target, Verb};
 use crate::query::Query;
 use crate::rbac;
 use crate::write::Asked;
-use crate::{Inner, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch};
+use crate::{Inner, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch};
 
 /// Larger bodies are refused, as Kubernetes refuses them.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -57,7 +57,7 @@ async fn respond(
         true => Arc::clone(user),
         false => auth::authenticate(inner, user, request.headers())?,
     };
-    let target = Target::parse(request.uri().path())?;
+    let target = Target::parse(request.uri().path(), &inner.crds)?;
     let query = Query::parse(request.uri().query());
     let verb = Verb::of(request.method(), &target, query.flag("watch"))?;
     rbac::check(inner, user, verb, &target, &query)?;
@@ -131,6 +131,9 @@ async fn on_resource(
             if answer.is_ok() && resource.kind.kind == "ClusterRole" && resource.kind.group == rbac::GROUP {
                 rbac::bootstrap::write_aggregated(inner).await?;
             }
+            if answer.is_ok() {
+                crd::after_write(inner, resource.kind).await?;
+            }
             let mut response = match answer? {
                 Answer::Object { status, bytes } => json_response(status, rendering.one(&bytes)),
                 Answer::Other { status, bytes } => json_response(status, bytes),
@@ -188,6 +191,16 @@ async fn write(
             other(StatusCode::OK, scale::write(asked, Some(content_type), body).await?)
         }
         (Verb::Create, None) => stored(asked.create(body).await?),
+        (Verb::Update, Some("finalize")) => {
+            let name = asked.resource.name.clone().unwrap_or_default();
+            let live = crate::read::entry(asked.inner, asked.resource)?;
+            let going = crate::object::is_terminating(&crate::object::parse(&live.value));
+            if going && !crd::empty_namespace(asked.inner, &name).await? {
+                let why = "objects of kinds that users define are still in it";
+                return Err(ApiError::conflict(asked.resource.kind, &name, why));
+            }
+            stored(asked.update(body).await?)
+        }
         (Verb::Update, _) => stored(asked.update(body).await?),
         (Verb::Patch, _) => stored(asked.patch(content_type, body).await?),
         (Verb::Delete, None) => {
@@ -279,6 +292,7 @@ fn document(inner: &Inner, path: &str, headers: &HeaderMap) -> Result<Response<B
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("as=APIGroupDiscoveryList"));
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let custom = inner.crds.served();
     let value = match parts.as_slice() {
         ["healthz" | "livez" | "readyz", ..] => {
             let mut response = Response::new(full("ok"));
@@ -291,14 +305,14 @@ fn document(inner: &Inner, path: &str, headers: &HeaderMap) -> Result<Response<B
         [".well-known", "openid-configuration"] => Some(inner.tokens.configuration()),
         ["openid", "v1", "jwks"] => Some(inner.tokens.keys()),
         ["api"] if aggregated => return Ok(aggregated_response(&discovery::aggregated_core())),
-        ["apis"] if aggregated => return Ok(aggregated_response(&discovery::aggregated_groups())),
+        ["apis"] if aggregated => return Ok(aggregated_response(&discovery::aggregated_groups(&custom))),
         ["api"] => Some(discovery::api_versions()),
-        ["apis"] => Some(discovery::group_list()),
-        ["api", version] => discovery::resource_list("", version),
-        ["apis", group] => discovery::group(group),
-        ["apis", group, version] => discovery::resource_list(group, version),
-        ["openapi", "v3"] => Some(openapi::index()),
-        ["openapi", "v3", rest @ ..] => openapi::document(&rest.join("/")),
+        ["apis"] => Some(discovery::group_list(&custom)),
+        ["api", version] => discovery::resource_list("", version, &[]),
+        ["apis", group] => discovery::group(group, &custom),
+        ["apis", group, version] => discovery::resource_list(group, version, &custom),
+        ["openapi", "v3"] => Some(openapi::index(&custom)),
+        ["openapi", "v3", rest @ ..] => openapi::document(&rest.join("/"), &custom),
         [""] => Some(
             json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"] }),
         ),

@@ -113,7 +113,10 @@ fn check(asked: &Asked<'_>, options: &Options, old: &Value) -> Result<(), ApiErr
     {
         return Err(crate::write::modified(kind, name));
     }
-    if kind.kind == "Namespace" && matches!(name, "default" | "kube-system" | "kube-public") {
+    if kind.kind == "Namespace"
+        && kind.group.is_empty()
+        && matches!(name, "default" | "kube-system" | "kube-public")
+    {
         return Err(ApiError::forbidden(kind, name, "this namespace may not be deleted"));
     }
     Ok(())

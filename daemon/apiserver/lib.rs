@@ -8,6 +8,7 @@ mod admission;
 mod answer;
 mod auth;
 mod config;
+mod crd;
 mod csr;
 mod delete;
 mod door;
@@ -66,6 +67,7 @@ struct Inner {
     /// The CA's certificate, for those who are to trust this server.
     ca: String,
     parsed: rbac::Parsed,
+    crds: crd::Registry,
     in_flight: Arc<tokio::sync::Semaphore>,
     now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -98,12 +100,14 @@ impl Server {
             tokens,
             ca: config.identity.ca.clone(),
             parsed: rbac::Parsed::default(),
+            crds: crd::Registry::default(),
             in_flight: Arc::new(tokio::sync::Semaphore::new(config.max_requests_in_flight)),
             now,
         };
         let server = Server { inner: Arc::new(inner) };
         admission::make_first_objects(&server.inner).await?;
         rbac::bootstrap::ensure(&server.inner).await?;
+        crd::refresh(&server.inner).await?;
         if let Some(advertised) = config.identity.advertise {
             kubernetes::ensure(&server.inner, advertised).await?;
         }

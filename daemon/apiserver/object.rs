@@ -27,16 +27,27 @@ impl Head {
         let Ok(object) = serde_json::from_slice::<Value>(bytes) else { return Head::default() };
         match kind_of_key(key) {
             Some(kind) => Head::of(kind, &object),
-            None => Head::default(),
+            // A kind that users define: its definition may not have been read yet.
+            None => Head::of_unknown(&object),
         }
     }
 
+    fn of_unknown(object: &Value) -> Head {
+        let fields =
+            ["name", "namespace"].map(|field| (format!("metadata.{field}"), meta(object, field).to_owned()));
+        Head { fields: fields.into(), ..Head::of_labels(object) }
+    }
+
     pub(crate) fn of(kind: &Kind, object: &Value) -> Head {
+        Head { fields: select::selectable_fields(kind, object), ..Head::of_labels(object) }
+    }
+
+    fn of_labels(object: &Value) -> Head {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
         Head {
-            uid: object["metadata"]["uid"].as_str().unwrap_or_default().to_owned(),
+            uid: meta(object, "uid").to_owned(),
             labels: labels.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
-            fields: select::selectable_fields(kind, object),
+            fields: BTreeMap::new(),
         }
     }
 }

@@ -4,6 +4,8 @@ use api::error::ApiError;
 use api::kinds::{self, Kind};
 use http::Method;
 
+use crate::crd::Registry;
+
 /// What a request is about.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
@@ -72,7 +74,7 @@ impl Verb {
 
 impl Target {
     /// Parses a path. A path under `/api` or `/apis` that names no served resource is 404, as in Kubernetes.
-    pub(crate) fn parse(path: &str) -> Result<Target, ApiError> {
+    pub(crate) fn parse(path: &str, crds: &Registry) -> Result<Target, ApiError> {
         let segments: Vec<String> =
             path.trim_matches('/').split('/').map(decode).collect::<Option<_>>().ok_or_else(not_found)?;
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -99,6 +101,7 @@ impl Target {
         };
         let kind = kinds::by_plural(group, version, plural)
             .or_else(|| kinds::computed_by_plural(group, version, plural))
+            .or_else(|| crds.by_plural(group, version, plural))
             .ok_or_else(not_found)?;
         if kind.namespaced == namespace.is_empty() && (name.is_some() || !namespace.is_empty()) {
             return Err(not_found());

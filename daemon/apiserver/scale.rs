@@ -1,6 +1,8 @@
 //! The scale subresource: `autoscaling/v1` Scale over `spec.replicas`.
 
+use api::custom::{self, Scale};
 use api::error::ApiError;
+use api::kinds::Kind;
 use api::patch;
 use serde_json::{Value, json};
 
@@ -12,7 +14,7 @@ use crate::{Inner, read};
 /// GET of a scale.
 pub(crate) fn get(inner: &Inner, resource: &Resource) -> Result<Value, ApiError> {
     let entry = read::entry(inner, resource)?;
-    Ok(scale_of(&object::parse(&entry.value)))
+    Ok(scale_of(resource.kind, &object::parse(&entry.value)))
 }
 
 /// PUT or PATCH of a scale: changes `spec.replicas` and nothing else.
@@ -24,18 +26,21 @@ pub(crate) async fn write(
     let kind = asked.resource.kind;
     let written: Written = asked
         .change_fields(|old| {
-            let wanted = wanted(&scale_of(old), patch_type, &body)?;
+            let wanted = wanted(&scale_of(kind, old), patch_type, &body)?;
             let version = meta(&wanted, "resourceVersion");
             if !version.is_empty() && version != meta(old, "resourceVersion") {
                 return Err(crate::write::modified(kind, meta(old, "name")));
             }
             let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
             let mut new = old.clone();
-            new["spec"]["replicas"] = replicas.into();
+            match scale_paths(kind) {
+                Some(paths) => custom::put(&mut new, &paths.spec, replicas.into()),
+                None => new["spec"]["replicas"] = replicas.into(),
+            }
             Ok(new)
         })
         .await?;
-    Ok(scale_of(&object::parse(&written.value)))
+    Ok(scale_of(kind, &object::parse(&written.value)))
 }
 
 fn wanted(current: &Value, patch_type: Option<&str>, body: &Value) -> Result<Value, ApiError> {
@@ -68,8 +73,25 @@ fn wanted(current: &Value, patch_type: Option<&str>, body: &Value) -> Result<Val
     }
 }
 
-fn scale_of(object: &Value) -> Value {
-    let labels = selector_text(&object["spec"]["selector"]);
+/// Where a kind that users define keeps what a scale tells.
+fn scale_paths(kind: &Kind) -> Option<&'static Scale> {
+    kind.custom().and_then(|custom| custom.scale.as_ref())
+}
+
+fn scale_of(kind: &Kind, object: &Value) -> Value {
+    let (wanted, found, labels) = match scale_paths(kind) {
+        Some(paths) => {
+            let of = |path: &str| custom::find(object, path).first().map(|value| (*value).clone());
+            let count = |path: &str| of(path).and_then(|value| value.as_i64()).unwrap_or(0);
+            let labels = if paths.selector.is_empty() { None } else { of(&paths.selector) };
+            let labels = labels.and_then(|labels| labels.as_str().map(str::to_owned)).unwrap_or_default();
+            (count(&paths.spec), count(&paths.status), labels)
+        }
+        None => {
+            let count = |part: &str| object[part]["replicas"].as_i64().unwrap_or(0);
+            (count("spec"), count("status"), selector_text(&object["spec"]["selector"]))
+        }
+    };
     let metadata = &object["metadata"];
     json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
@@ -77,8 +99,8 @@ fn scale_of(object: &Value) -> Value {
             "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"], "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": { "replicas": object["spec"]["replicas"].as_i64().unwrap_or(0) },
-        "status": { "replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": labels },
+        "spec": { "replicas": wanted },
+        "status": { "replicas": found, "selector": labels },
     })
 }
 

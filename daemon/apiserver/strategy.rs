@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use api::custom::definition;
 use api::error::ApiError;
 use api::kinds::Kind;
 use api::schema::{Defect, DefectReason};
@@ -48,6 +49,13 @@ fn is(kind: &Kind, name: &str) -> bool {
 
 /// What a new object gets.
 pub(crate) fn create(inner: &Inner, kind: &Kind, object: &mut Value) -> Result<(), ApiError> {
+    // A kind that users define may have the name of one of ours.
+    if kind.custom().is_some() {
+        return Ok(());
+    }
+    if definition::is(kind) {
+        hold(object);
+    }
     match kind.kind.as_str() {
         "Service" => addresses(inner, kind, None, object)?,
         "Pod" => {
@@ -58,6 +66,17 @@ pub(crate) fn create(inner: &Inner, kind: &Kind, object: &mut Value) -> Result<(
         _ => {}
     }
     Ok(())
+}
+
+/// A definition goes only after its instances.
+fn hold(definition: &mut Value) {
+    let fields = metadata(definition);
+    let finalizers = fields.entry("finalizers").or_insert_with(|| json!([]));
+    if let Some(list) =
+        finalizers.as_array_mut().filter(|list| !list.iter().any(|one| one == definition::FINALIZER))
+    {
+        list.push(definition::FINALIZER.into());
+    }
 }
 
 /// What a changed object gets.

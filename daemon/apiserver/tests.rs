@@ -17,6 +17,7 @@ use tower::ServiceExt;
 use super::*;
 
 mod admission;
+mod custom;
 mod kinds;
 
 pub(crate) async fn server() -> Server {

@@ -80,6 +80,11 @@ impl Asked<'_> {
                 "resourceVersion should not be set on objects to be created".to_owned(),
             ));
         }
+        if kind.custom().is_some() && self.inner.crds.is_leaving(kind) {
+            let mut refused = ApiError::method_not_allowed();
+            refused.message = "create not allowed while custom resource definition is terminating".to_owned();
+            return Err(refused);
+        }
         self.place(&mut object)?;
         let now = self.now();
         let fields = metadata(&mut object);
@@ -92,7 +97,7 @@ impl Asked<'_> {
         if kind.status {
             object.as_object_mut().expect("has metadata").remove("status");
         }
-        if object.get("spec").is_some() {
+        if object.get("spec").is_some() || kind.custom().is_some() {
             metadata(&mut object).insert("generation".to_owned(), 1.into());
         }
         schema::defaults(kind, &mut object);
@@ -273,7 +278,8 @@ impl Asked<'_> {
         schema::defaults(kind, &mut new);
         strategy::update(self.inner, kind, old, &mut new)?;
         // A binding is where the pod runs, not what is wanted of it.
-        let counts = self.subresource() != Some("binding") && new.get("spec").is_some();
+        let wanted = new.get("spec").is_some() || kind.custom().is_some();
+        let counts = self.subresource() != Some("binding") && wanted;
         if counts && strategy::wanted_state_differs(old, &new) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata(&mut new).insert("generation".to_owned(), generation.into());
@@ -425,17 +431,10 @@ pub(crate) async fn own(
     name: Option<&str>,
     object: Value,
 ) -> Result<(), ApiError> {
-    let user = User::room("holdfast-apiserver");
     let resource =
         Resource { kind, namespace: namespace.to_owned(), name: name.map(str::to_owned), subresource: None };
-    let mut asked = Asked {
-        inner,
-        user: &user,
-        resource: &resource,
-        query: &Query::default(),
-        headers: &HeaderMap::new(),
-        warnings: Vec::new(),
-    };
+    let user = User::room(OWN_NAME);
+    let mut asked = own_asked(inner, &user, &resource);
     let written = match name {
         Some(_) => asked.update(object).await,
         None => asked.create(object).await,
@@ -444,6 +443,43 @@ pub(crate) async fn own(
         Err(error) if error.reason != "AlreadyExists" => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The server's own write of a status. An object that is gone or changes under it is success: a later round comes.
+pub(crate) async fn status(
+    inner: &Inner,
+    kind: &'static Kind,
+    namespace: &str,
+    object: Value,
+) -> Result<(), ApiError> {
+    let resource = Resource {
+        kind,
+        namespace: namespace.to_owned(),
+        name: Some(meta(&object, "name").to_owned()),
+        subresource: Some("status".to_owned()),
+    };
+    match own_asked(inner, &User::room(OWN_NAME), &resource).update(object).await {
+        Err(error) if error.code != 404 && error.code != 409 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The server's own deletion of a collection.
+pub(crate) async fn own_delete(
+    inner: &Inner,
+    resource: &Resource,
+    options: &crate::delete::Options,
+) -> Result<(), ApiError> {
+    let user = User::room(OWN_NAME);
+    crate::delete::collection(&mut own_asked(inner, &user, resource), options).await.map(drop)
+}
+
+const OWN_NAME: &str = "holdfast-apiserver";
+
+fn own_asked<'a>(inner: &'a Inner, user: &'a User, resource: &'a Resource) -> Asked<'a> {
+    static NOTHING: std::sync::LazyLock<(Query, HeaderMap)> = std::sync::LazyLock::new(Default::default);
+    let (query, headers) = &*NOTHING;
+    Asked { inner, user, resource, query, headers, warnings: Vec::new() }
 }
 
 /// Why a write did not happen.

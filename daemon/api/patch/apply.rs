@@ -13,7 +13,6 @@ use super::form::{Form, items};
 use super::managed::{BEFORE_FIRST_APPLY, Entry, Managers, Operation};
 use super::{ApplyError, Conflict, OnConflict, Writer};
 use crate::kinds::Kind;
-use crate::schema;
 
 /// Fields of metadata that nobody owns.
 const UNOWNED_METADATA: &[&str] = &[
@@ -36,7 +35,7 @@ pub(super) fn apply(
     by: &Writer<'_>,
     on_conflict: OnConflict,
 ) -> Result<Value, ApplyError> {
-    let form = Form::Fields(schema::root(kind));
+    let form = Form::of_kind(kind);
     let config = configuration(kind, applied, by)?;
     check_items(form, &config, "").map_err(|(path, problem)| invalid(kind, &config, path, problem))?;
     let nothing = Value::Object(Map::new());
@@ -78,7 +77,7 @@ pub(super) fn apply(
 }
 
 pub(super) fn track_update(kind: &Kind, old: Option<&Value>, new: &mut Value, by: &Writer<'_>) {
-    let form = Form::Fields(schema::root(kind));
+    let form = Form::of_kind(kind);
     let nothing = Value::Object(Map::new());
     let reset = new["metadata"]["managedFields"]
         .as_array()

@@ -127,7 +127,7 @@ pub(super) fn set_of(form: Form, value: &Value) -> FieldSet {
             let mut below = set_of(form.child(name), child);
             // An empty or null child is owned itself, since nothing below it can be; so is an entry of a map.
             below.member |= child.is_null() || entries(Some(child)).is_some_and(Map::is_empty);
-            below.member |= !matches!(form, Form::Fields(object) if object.field(name).is_some());
+            below.member |= !form.has_field(name);
             set.put(format!("f:{name}"), below);
         }
     } else if form.is_list() {
@@ -150,6 +150,16 @@ pub(super) fn item_step(form: Form, item: &Value) -> Option<String> {
             let mut named = Map::new();
             for &key in keys {
                 named.insert(key.to_owned(), key_value(object, key, item)?.clone());
+            }
+            Some(format!("k:{}", Value::Object(named)))
+        }
+        Form::Keyed(list) => {
+            let keys = list["x-kubernetes-list-map-keys"].as_array().into_iter().flatten();
+            let mut named = Map::new();
+            for key in keys.filter_map(Value::as_str) {
+                let default = list["items"]["properties"][key].get("default");
+                let value = item.get(key).filter(|value| !value.is_null()).or(default)?;
+                named.insert(key.to_owned(), value.clone());
             }
             Some(format!("k:{}", Value::Object(named)))
         }

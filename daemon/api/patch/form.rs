@@ -5,7 +5,10 @@
 use serde_json::{Map, Value};
 
 use super::fieldset::item_step;
-use crate::schema::{Field, ListType, Object, Shape, TypeRef};
+use crate::kinds::Kind;
+use crate::schema::{self, Field, ListType, Object, Shape, TypeRef};
+
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// The form of the values at one path.
 #[derive(Debug, Clone, Copy)]
@@ -22,11 +25,39 @@ pub(super) enum Form {
     Set,
     /// A list of objects identified by keys.
     Items(&'static [&'static str], &'static Object),
+    /// As the schema of a kind that users define has it; the second says whether it is a whole object.
+    Schema(&'static Value, bool),
+    /// A list of objects identified by keys, as such a schema has it.
+    Keyed(&'static Value),
     /// Not in the table: objects are maps, all else is a leaf.
     Unknown,
 }
 
 impl Form {
+    /// The form of whole objects of a kind.
+    pub(super) fn of_kind(kind: &Kind) -> Form {
+        match kind.custom() {
+            Some(custom) => Form::Schema(&custom.schema, true),
+            None => Form::Fields(schema::root(kind)),
+        }
+    }
+
+    /// The form that a schema of a kind that users define says.
+    fn of_schema(of: &'static Value) -> Form {
+        match of["type"].as_str() {
+            Some("array") => match of["x-kubernetes-list-type"].as_str() {
+                Some("set") => Form::Set,
+                Some("map") => Form::Keyed(of),
+                _ => Form::Leaf,
+            },
+            Some("object") if of["x-kubernetes-map-type"] == "atomic" => Form::Leaf,
+            Some("object") => Form::Schema(of, of["x-kubernetes-embedded-resource"] == true),
+            // What may be anything is walked as what it is.
+            None if of["x-kubernetes-preserve-unknown-fields"] == true => Form::Unknown,
+            _ => Form::Leaf,
+        }
+    }
+
     /// The form of a field of a struct.
     pub(super) fn of_field(field: &'static Field) -> Form {
         match field.of.shape() {
@@ -55,14 +86,33 @@ impl Form {
         match self {
             Form::Fields(object) => object.field(name).map_or(Form::Unknown, Form::of_field),
             Form::Map(value) => Form::of_type(value),
+            Form::Schema(_, true) if name == "metadata" => {
+                schema::object(META).map_or(Form::Unknown, Form::Fields)
+            }
+            Form::Schema(of, _) => {
+                let child = of["properties"].get(name).or_else(|| of.get("additionalProperties"));
+                child.filter(|child| child.is_object()).map_or(Form::Unknown, Form::of_schema)
+            }
             _ => Form::Unknown,
+        }
+    }
+
+    /// Whether a name is a field of a struct rather than an entry of a map.
+    pub(super) fn has_field(self, name: &str) -> bool {
+        match self {
+            Form::Fields(object) => object.field(name).is_some(),
+            Form::Schema(of, whole) => {
+                of["properties"].get(name).is_some()
+                    || (whole && matches!(name, "apiVersion" | "kind" | "metadata"))
+            }
+            _ => false,
         }
     }
 
     /// Whether values are walked name by name.
     pub(super) fn is_map(self, a: Option<&Value>, b: Option<&Value>) -> bool {
         match self {
-            Form::Fields(_) | Form::Map(_) => true,
+            Form::Fields(_) | Form::Map(_) | Form::Schema(..) => true,
             Form::Unknown => [a, b].into_iter().flatten().any(Value::is_object),
             _ => false,
         }
@@ -70,13 +120,14 @@ impl Form {
 
     /// Whether values are walked item by item.
     pub(super) fn is_list(self) -> bool {
-        matches!(self, Form::Set | Form::Items(..))
+        matches!(self, Form::Set | Form::Items(..) | Form::Keyed(_))
     }
 
     /// The form of the items of a list.
     pub(super) fn item(self) -> Form {
         match self {
             Form::Items(_, object) => Form::Fields(object),
+            Form::Keyed(list) => Form::of_schema(&list["items"]),
             _ => Form::Leaf,
         }
     }

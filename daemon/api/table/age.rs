@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 /// The time since an RFC 3339 text, or `<unknown>`.
-pub(super) fn since(time: &Value, now: Timestamp) -> String {
+pub(crate) fn since(time: &Value, now: Timestamp) -> String {
     match at(time) {
         Some(time) => human(now.as_second() - time.as_second()),
         None => "<unknown>".into(),

@@ -45,6 +45,9 @@ pub(super) fn object(kind: &Kind, metadata: &Value, found: &mut Found) {
         let broken = names::qualified(text(finalizer));
         if broken.is_empty()
             && !text(finalizer).contains('/')
+            // Kinds beyond Kubernetes' own, and their definitions, are held by whatever qualifies as a name.
+            && kind.custom().is_none()
+            && kind.group != "apiextensions.k8s.io"
             && !STANDARD_FINALIZERS.contains(&text(finalizer))
         {
             let why = "name is neither a standard finalizer name nor is it fully qualified";

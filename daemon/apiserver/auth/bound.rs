@@ -246,7 +246,7 @@ pub(crate) fn review(inner: &Inner, review: &mut Value) -> Result<(), ApiError> 
 
 /// Fills in a Secret that asks for a token which does not expire, as Kubernetes does for those who still need one.
 pub(crate) fn legacy_secret(inner: &Inner, kind: &Kind, secret: &mut Value) -> Result<(), ApiError> {
-    if kind.kind != "Secret" || secret["type"] != TOKEN_SECRET {
+    if kind.kind != "Secret" || !kind.group.is_empty() || secret["type"] != TOKEN_SECRET {
         return Ok(());
     }
     let namespace = meta(secret, "namespace").to_owned();

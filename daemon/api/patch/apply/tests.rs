@@ -398,7 +398,7 @@ proptest! {
         let live = applied(None, &first, "me", T1);
         let live = applied(Some(&live), &second, "me", T1);
         let fresh = applied(None, &second, "me", T1);
-        prop_assert_eq!(set_of(Form::Fields(schema::root(deployment())), &bare(&live)), set_of(Form::Fields(schema::root(deployment())), &bare(&fresh)));
+        prop_assert_eq!(set_of(Form::of_kind(deployment()), &bare(&live)), set_of(Form::of_kind(deployment()), &bare(&fresh)));
     }
 
     #[test]
