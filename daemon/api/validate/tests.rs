@@ -454,3 +454,18 @@ mod any_json {
         }
     }
 }
+
+#[test]
+fn a_stateful_set_mounts_what_its_claim_templates_make() {
+    let set = |mount: &str| {
+        let template = json!({ "metadata": { "labels": { "app": "web" } }, "spec": { "containers": [
+            { "name": "a", "image": "x:1", "volumeMounts": [{ "name": mount, "mountPath": "/data" }] }] } });
+        let claim = json!({ "metadata": { "name": "data" }, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } } });
+        json!({ "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": "web" }, "spec": {
+            "serviceName": "web", "selector": { "matchLabels": { "app": "web" } }, "template": template,
+            "volumeClaimTemplates": [claim] } })
+    };
+    check(set("data"), &[]);
+    check(set("gone"), &[r#"spec.template.spec.containers[0].volumeMounts[0].name: Not found: "gone""#]);
+}

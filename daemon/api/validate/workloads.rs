@@ -141,7 +141,23 @@ pub(super) fn stateful_set(object: &Value, found: &mut Found) {
     found.non_negative(&spec["replicas"], "spec.replicas");
     found.non_negative(&spec["minReadySeconds"], "spec.minReadySeconds");
     found.non_negative(&spec["ordinals"]["start"], "spec.ordinals.start");
-    chosen_template(spec, "statefulset", found);
+    chosen_template(&with_claims(spec), "statefulset", found);
+}
+
+/// The spec with a volume for each claim template that the pod template has no volume for: as its pods will have them.
+fn with_claims(spec: &Value) -> Value {
+    let mut with = spec.clone();
+    let known: Vec<Value> = items(&spec["template"]["spec"]["volumes"]).to_vec();
+    let named = |name: &Value| known.iter().any(|volume| volume["name"] == *name);
+    let claims = items(&spec["volumeClaimTemplates"]).iter().map(|claim| &claim["metadata"]["name"]);
+    let more: Vec<Value> = claims
+        .filter(|name| !named(name))
+        .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}))
+        .collect();
+    if !more.is_empty() {
+        with["template"]["spec"]["volumes"] = known.iter().cloned().chain(more).collect();
+    }
+    with
 }
 
 /// `ValidateStatefulSetUpdate`.
