@@ -14,6 +14,8 @@ struct Shelf {
     answers: BTreeMap<String, (u16, Vec<u8>)>,
     /// Announced lengths that differ from what is sent.
     lengths: BTreeMap<String, usize>,
+    /// After so many bytes the connection is cut, unless the rest alone is asked for.
+    cuts: BTreeMap<String, usize>,
     basic: Option<&'static str>,
     asked: Mutex<Vec<String>>,
 }
@@ -67,15 +69,19 @@ impl Drop for Registry {
 async fn serve(stream: TcpStream, shelf: Arc<Shelf>) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let (mut request, mut line, mut allowed) = (String::new(), String::new(), shelf.basic.is_none());
+    let mut from = 0;
     stream.read_line(&mut request).await?;
     while stream.read_line(&mut line).await? > 2 {
         let header = line.to_ascii_lowercase();
         if header.starts_with("authorization: basic") {
             allowed = shelf.basic.is_some_and(|basic| line.trim().ends_with(basic));
         }
+        let range = header.strip_prefix("range: bytes=").and_then(|range| range.trim().strip_suffix('-'));
+        from = range.map_or(from, |range| range.parse().unwrap());
         line.clear();
     }
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let target = request.split(' ').nth(1).unwrap_or_default();
+    let path = target.split('?').next().unwrap_or_default().to_owned();
     shelf.asked.lock().unwrap().push(path.clone());
     let missing = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown","detail":null}]}"#;
     let (status, body) = match (allowed, path.as_str()) {
@@ -83,6 +89,8 @@ async fn serve(stream: TcpStream, shelf: Arc<Shelf>) -> std::io::Result<()> {
         (true, "/v2/") => (200, b"{}".to_vec()),
         (true, path) => shelf.answers.get(path).cloned().unwrap_or_else(|| (404, missing.to_vec())),
     };
+    let (status, mut body) =
+        if from > 0 && status == 200 { (206, body[from..].to_vec()) } else { (status, body) };
     let length = shelf.lengths.get(&path).copied().unwrap_or(body.len());
     let head = format!(
         "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\nContent-Type: {}\r\n\
@@ -90,6 +98,9 @@ async fn serve(stream: TcpStream, shelf: Arc<Shelf>) -> std::io::Result<()> {
         "application/vnd.oci.image.manifest.v1+json"
     );
     stream.write_all(head.as_bytes()).await?;
+    if let (Some(cut), 0) = (shelf.cuts.get(&path), from) {
+        body.truncate(*cut);
+    }
     stream.write_all(&body).await?;
     stream.flush().await
 }
@@ -239,4 +250,34 @@ async fn a_private_registry_wants_the_right_credentials() {
     fs::write(file.path(), json).unwrap();
     let config = images::Config { docker_config: file.path().into(), ..images::Config::default() };
     assert!(Store::with(&config).images.pull(&registry.reference("x:1"), None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_goes_on_where_it_was() {
+    let sample = sample();
+    let path = format!("/v2/x/blobs/{}", sample.layers[1]);
+    let mut shelf = Shelf::of(&sample);
+    shelf.cuts.insert(path.clone(), 20);
+    provide_crypto();
+    let (store, registry) = (Store::new(), shelf.open().await);
+    let image = store.images.pull(&registry.reference("x:1"), None).await.unwrap();
+    assert_eq!(fs::read_to_string(image.layers[1].join("b")).unwrap(), "above");
+    assert_eq!(registry.asked(&path), 2, "the rest was asked for, not the whole again");
+}
+
+#[tokio::test]
+async fn a_mirror_is_asked_first_and_the_registry_when_it_is_of_no_use() {
+    let sample = sample();
+    provide_crypto();
+    let (own, mirror) = (Shelf::of(&sample).open().await, Shelf::of(&sample).open().await);
+    let with = |mirrors: Vec<String>| {
+        let host = images::Host { name: own.address.clone(), mirrors, ..images::Host::default() };
+        Store::with(&images::Config { registry: vec![host], ..images::Config::default() })
+    };
+    with(vec![mirror.address.clone()]).images.pull(&own.reference("x:1"), None).await.unwrap();
+    assert_eq!(own.asked("/manifests/"), 0);
+    assert!(mirror.asked("/manifests/") > 0 && mirror.asked("/blobs/") > 0);
+    let empty = Shelf::default().open().await;
+    with(vec![empty.address.clone()]).images.pull(&own.reference("x:1"), None).await.unwrap();
+    assert!(empty.asked("/manifests/") > 0 && own.asked("/manifests/") > 0);
 }
