@@ -18,7 +18,8 @@ pub struct ApiError {
     pub reason: &'static str,
     /// What on what.
     pub message: String,
-    /// `metav1.StatusDetails`; an empty object when there are none.
+    /// `metav1.StatusDetails`; an empty object when there are none. A `continue` in it, the token to go on with a list
+    /// whose state is gone, is told in the answer's metadata.
     pub details: Value,
 }
 
@@ -37,9 +38,12 @@ pub const MODIFIED: &str =
 impl ApiError {
     /// The answer's body: a `v1` `Status`.
     pub fn status(&self) -> Value {
+        let mut details = self.details.clone();
+        let next = details.as_object_mut().and_then(|details| details.remove("continue"));
+        let metadata = next.map_or(json!({}), |next| json!({ "continue": next }));
         json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "details": self.details, "code": self.code,
+            "kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure",
+            "message": self.message, "reason": self.reason, "details": details, "code": self.code,
         })
     }
 

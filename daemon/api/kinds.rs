@@ -181,6 +181,7 @@ type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
 /// The rows with behaviour behind them and the subresources served of each, in the order `/apis` lists them. Of several
 /// versions of one resource the first is the one that is stored; see [`crate::convert`].
 const SERVED: &[Row] = &[
+    ("", "v1", "bindings", &[]),
     ("", "v1", "configmaps", &[]),
     ("", "v1", "endpoints", &[]),
     ("", "v1", "events", &[]),
@@ -189,7 +190,23 @@ const SERVED: &[Row] = &[
     ("", "v1", "nodes", &["proxy", "status"]),
     ("", "v1", "persistentvolumeclaims", &["status"]),
     ("", "v1", "persistentvolumes", &["status"]),
-    ("", "v1", "pods", &["attach", "binding", "exec", "log", "portforward", "proxy", "status"]),
+    (
+        "",
+        "v1",
+        "pods",
+        &[
+            "attach",
+            "binding",
+            "ephemeralcontainers",
+            "eviction",
+            "exec",
+            "log",
+            "portforward",
+            "proxy",
+            "resize",
+            "status",
+        ],
+    ),
     ("", "v1", "podtemplates", &[]),
     ("", "v1", "replicationcontrollers", &["scale", "status"]),
     ("", "v1", "resourcequotas", &["status"]),
@@ -249,7 +266,7 @@ const UNATTENDED: &[(&str, &str, &str)] = &[
     ("apiregistration.k8s.io", "APIService", "no other API server is asked"),
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
-    ("policy", "PodDisruptionBudget", "nothing is evicted, so nothing is held back"),
+    ("policy", "PodDisruptionBudget", "nobody counts its pods, so no eviction is allowed"),
     ("storage.k8s.io", "CSIDriver", "no volume is mounted by a driver"),
     ("storage.k8s.io", "VolumeAttachment", "no volume is attached"),
 ];

@@ -36,6 +36,11 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<Defect> {
 
 /// What is wrong with an object about to replace `old`: all that [`create`] looks for, and fields that may not change.
 pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<Defect> {
+    update_through(kind, None, new, old)
+}
+
+/// The same of a write through a subresource, which may change what the object itself may not.
+pub fn update_through(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value) -> Vec<Defect> {
     if let Some(custom) = kind.custom() {
         return custom::update(kind, custom, new, old);
     }
@@ -43,7 +48,7 @@ pub fn update(kind: &Kind, new: &Value, old: &Value) -> Vec<Defect> {
     meta::object(kind, &new["metadata"], &mut found);
     meta::update(&new["metadata"], &old["metadata"], &mut found);
     body(kind, new, Some(old), &mut found);
-    update::immutable(kind, new, old, &mut found);
+    update::immutable(kind, subresource, new, old, &mut found);
     found.defects
 }
 

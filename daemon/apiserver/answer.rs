@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::error::ApiError;
-use api::{discovery, openapi, proto};
+use api::{discovery, openapi, proto, schema};
 use bytes::{Bytes, BytesMut};
 use client::{Body, full};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use tracing::debug;
 
 use crate::auth::{self, User};
+use crate::encoding::Wanted;
 use crate::negotiate::{Form, IncludeObjectChoice, Rendering};
 use crate::path::{Resource, Target, Verb};
-use crate::query::Query;
+use crate::query::{FieldValidation, Query};
 use crate::rbac;
 use crate::write::Asked;
 use crate::{Inner, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch};
@@ -28,12 +29,19 @@ const VERSION: (&str, &str) = ("1", "36");
 /// Answers one request; an error becomes a Status object.
 pub(crate) async fn answer(inner: Arc<Inner>, user: Arc<User>, request: Request<Body>) -> Response<Body> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    match respond(&inner, &user, request).await {
+    // Rooms of this process take answers as they are, and so do those on the other side of a proxy.
+    let as_is = user.room || path.split('/').any(|part| part == "proxy");
+    let wanted = (!as_is).then(|| Wanted::asked(request.headers()));
+    let response = match respond(&inner, &user, request).await {
         Ok(response) => response,
         Err(error) => {
             debug!(%method, path, user = user.name, code = error.code, message = error.message, "refused");
             refuse(&error)
         }
+    };
+    match wanted {
+        Some(wanted) => wanted.apply(response).await,
+        None => response,
     }
 }
 
@@ -124,9 +132,11 @@ async fn on_resource(
         _ => {
             let (parts, body) = request.into_parts();
             let content_type = content_type(&parts.headers);
-            let body = decode(&content_type, &read_body(body).await?)?;
+            let bytes = read_body(body).await?;
+            let body = decode(&content_type, &bytes)?;
+            let twice = given_twice(&content_type, &bytes, query)?;
             let mut asked =
-                Asked { inner, user, resource, query, headers: &parts.headers, warnings: Vec::new() };
+                Asked { inner, user, resource, query, headers: &parts.headers, twice, warnings: Vec::new() };
             let answer = write(&mut asked, verb, &content_type, body).await;
             if answer.is_ok() && resource.kind.kind == "ClusterRole" && resource.kind.group == rbac::GROUP {
                 rbac::bootstrap::write_aggregated(inner).await?;
@@ -178,6 +188,10 @@ async fn write(
     let subresource = asked.resource.subresource.clone();
     match (verb, subresource.as_deref()) {
         (Verb::Create, Some("binding")) => bind(asked, &body).await,
+        (Verb::Create, Some("eviction")) => {
+            other(StatusCode::CREATED, crate::eviction::evict(asked, &body).await?)
+        }
+        (Verb::Create, None) if asked.resource.kind.kind == "Binding" => bind_by_name(asked, &body).await,
         (Verb::Create, Some("token")) => {
             let name = asked.resource.name.as_deref().unwrap_or_default();
             other(StatusCode::CREATED, auth::request(asked.inner, &asked.resource.namespace, name, body)?)
@@ -236,6 +250,22 @@ async fn bind(asked: &mut Asked<'_>, binding: &Value) -> Result<Answer, ApiError
     )
 }
 
+/// POST of a Binding to its own collection: it names the pod itself.
+async fn bind_by_name(asked: &Asked<'_>, binding: &Value) -> Result<Answer, ApiError> {
+    let kind = api::kinds::by_kind("v1", "Pod").expect("pods are served");
+    let name = crate::object::meta(binding, "name");
+    if name.is_empty() {
+        return Err(ApiError::bad_request("binding: metadata.name: Required value".to_owned()));
+    }
+    let resource = Resource {
+        kind,
+        namespace: asked.resource.namespace.clone(),
+        name: Some(name.to_owned()),
+        subresource: Some("binding".to_owned()),
+    };
+    bind(&mut Asked { resource: &resource, twice: Vec::new(), warnings: Vec::new(), ..*asked }, binding).await
+}
+
 fn content_type(headers: &HeaderMap) -> String {
     let value =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
@@ -254,6 +284,15 @@ async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
         bytes.extend_from_slice(&data);
     }
     Ok(bytes.freeze())
+}
+
+/// The fields that a JSON body gives twice, for those who want to know.
+fn given_twice(content_type: &str, body: &Bytes, query: &Query) -> Result<Vec<String>, ApiError> {
+    let patch = content_type == "application/json-patch+json";
+    if patch || query.field_validation()? == FieldValidation::Ignore || proto::is_protobuf(body) {
+        return Ok(Vec::new());
+    }
+    Ok(schema::duplicate_fields(body).into_iter().map(|defect| defect.message).collect())
 }
 
 /// JSON, YAML or Kubernetes' protobuf, to JSON. An empty body is null.

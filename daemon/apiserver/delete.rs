@@ -16,6 +16,8 @@ pub(crate) struct Options {
     pub(crate) propagation: Option<String>,
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
+    /// Only tell what would be.
+    pub(crate) dry_run: bool,
 }
 
 impl Options {
@@ -36,7 +38,14 @@ impl Options {
             )));
         }
         let grace = query.number("gracePeriodSeconds")?.and_then(|seconds| i64::try_from(seconds).ok());
+        if let Some(one) = body["dryRun"].as_array().into_iter().flatten().find(|one| **one != "All") {
+            return Err(ApiError::bad_request(format!(
+                "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: {one}: supported values: \"All\""
+            )));
+        }
+        let dry_run = query.dry_run()? || body["dryRun"].as_array().is_some_and(|list| !list.is_empty());
         Ok(Options {
+            dry_run,
             grace_seconds: body["gracePeriodSeconds"].as_i64().or(grace),
             propagation,
             uid: text(&body["preconditions"]["uid"]),
@@ -49,12 +58,38 @@ impl Options {
 pub(crate) enum Gone {
     /// It is gone; the bytes are a Status.
     Now(Bytes),
-    /// Something holds it still; the bytes are the stored object.
+    /// Something holds it still, or its kind answers so: the bytes are the object as it was stored last.
     Later(Bytes),
+}
+
+/// Kinds whose deletion is answered with the object, also when it is gone, as their documentation says.
+fn returns_object(kind: &api::kinds::Kind) -> bool {
+    match kind.group.as_str() {
+        "" => matches!(
+            kind.kind.as_str(),
+            "PersistentVolume"
+                | "PersistentVolumeClaim"
+                | "Pod"
+                | "PodTemplate"
+                | "ResourceQuota"
+                | "Service"
+                | "ServiceAccount"
+        ),
+        "storage.k8s.io" => kind.kind != "CSIStorageCapacity",
+        _ => false,
+    }
 }
 
 /// DELETE of one object. Answers with the object while it is still going, with a Status when it is gone.
 pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Gone, ApiError> {
+    // The body may ask for a trial as well as the query.
+    let trial = options.dry_run.then(|| asked.query.as_trial());
+    let asked = &Asked {
+        query: trial.as_ref().unwrap_or(asked.query),
+        twice: Vec::new(),
+        warnings: Vec::new(),
+        ..*asked
+    };
     loop {
         let entry = crate::read::entry(asked.inner, asked.resource)?;
         let kind = asked.resource.kind;
@@ -63,7 +98,10 @@ pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Gone
         let marked = strategy::mark_deleted(kind, &old, options, (asked.inner.now)());
         let expect = Expect::At(entry.modified);
         let outcome = if strategy::nothing_holds(kind, &marked) {
-            asked.remove(&marked, expect).await.map(|_| Gone::Now(success(kind, &marked)))
+            asked.remove(&marked, expect).await.map(|last| match returns_object(kind) {
+                true => Gone::Later(last),
+                false => Gone::Now(success(kind, &marked)),
+            })
         } else if marked == old {
             Ok(Gone::Later(entry.value.clone()))
         } else {
@@ -89,7 +127,7 @@ pub(crate) async fn collection(asked: &mut Asked<'_>, options: &Options) -> Resu
             name: Some(meta(&object, "name").to_owned()),
             subresource: None,
         };
-        let mut each = Asked { resource: &resource, warnings: Vec::new(), ..*asked };
+        let mut each = Asked { resource: &resource, twice: Vec::new(), warnings: Vec::new(), ..*asked };
         match one(&mut each, options).await {
             Err(error) if error.code != 404 => return Err(error),
             _ => {}

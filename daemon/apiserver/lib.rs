@@ -12,6 +12,8 @@ mod crd;
 mod csr;
 mod delete;
 mod door;
+mod encoding;
+mod eviction;
 mod kubernetes;
 mod list;
 mod metrics;

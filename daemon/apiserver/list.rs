@@ -1,13 +1,14 @@
 //! Lists and pages of lists, from one snapshot each.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use api::error::ApiError;
 use api::select::{Fields, Labels};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::{Entry, Snapshot};
 
@@ -17,6 +18,8 @@ use crate::{Head, Inner, object};
 
 /// How many snapshots are kept for lists that were read in part.
 const KEPT_SNAPSHOTS: usize = 8;
+/// How long they are kept after they were used, as long as Kubernetes keeps versions.
+const KEPT_SECONDS: i64 = 300;
 
 /// Which objects of a kind are wanted.
 #[derive(Debug, Clone, Default)]
@@ -53,25 +56,33 @@ impl Selection {
     }
 }
 
-/// Snapshots that a `continue` token can still be answered from.
+/// Snapshots that a `continue` token can still be answered from, and when each was last used.
 #[derive(Default)]
-pub(crate) struct Continuations(Mutex<VecDeque<Snapshot<Head>>>);
+pub(crate) struct Continuations(Mutex<VecDeque<(Timestamp, Snapshot<Head>)>>);
 
 impl Continuations {
-    fn keep(&self, snapshot: &Snapshot<Head>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.iter().any(|known| known.revision() == snapshot.revision()) {
+    fn keep(&self, snapshot: &Snapshot<Head>, now: Timestamp) {
+        let mut kept = self.fresh(now);
+        if let Some(known) = kept.iter_mut().find(|(_, known)| known.revision() == snapshot.revision()) {
+            known.0 = now;
             return;
         }
         if kept.len() >= KEPT_SNAPSHOTS {
             kept.pop_front();
         }
-        kept.push_back(snapshot.clone());
+        kept.push_back((now, snapshot.clone()));
     }
 
-    fn find(&self, revision: u64) -> Option<Snapshot<Head>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|snapshot| snapshot.revision() == revision).cloned()
+    fn find(&self, revision: u64, now: Timestamp) -> Option<Snapshot<Head>> {
+        let kept = self.fresh(now);
+        kept.iter().find(|(_, known)| known.revision() == revision).map(|(_, snapshot)| snapshot.clone())
+    }
+
+    /// What is old holds memory that nobody asks for any more.
+    fn fresh(&self, now: Timestamp) -> MutexGuard<'_, VecDeque<(Timestamp, Snapshot<Head>)>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(used, _)| now.duration_since(*used).as_secs() < KEPT_SECONDS);
+        kept
     }
 }
 
@@ -86,6 +97,7 @@ pub(crate) fn page(inner: &Inner, resource: &Resource, query: &Query) -> Result<
     let selection = Selection::asked(resource, query)?;
     let limit =
         query.number("limit")?.filter(|limit| *limit > 0).and_then(|limit| usize::try_from(limit).ok());
+    check(query)?;
     let (snapshot, after) = match query.get("continue") {
         Some(token) => resume(inner, token)?,
         None => (at_version(inner, query)?, None),
@@ -103,9 +115,8 @@ pub(crate) fn page(inner: &Inner, resource: &Resource, query: &Query) -> Result<
     let mut metadata = json!({ "resourceVersion": snapshot.revision().to_string() });
     let remaining = if limit.is_some() { matching.count() } else { 0 };
     if let (Some(last), true) = (last, remaining > 0) {
-        inner.continuations.keep(&snapshot);
-        let token = json!({ "rv": snapshot.revision(), "after": last.key });
-        metadata["continue"] = URL_SAFE_NO_PAD.encode(token.to_string()).into();
+        inner.continuations.keep(&snapshot, (inner.now)());
+        metadata["continue"] = token_after(snapshot.revision(), &last.key).into();
         if selection.labels.is_none() && selection.fields.is_none() {
             metadata["remainingItemCount"] = remaining.into();
         }
@@ -133,7 +144,7 @@ fn at_version(inner: &Inner, query: &Query) -> Result<Snapshot<Head>, ApiError> 
         return Err(too_new(asked, snapshot.revision()));
     }
     if query.get("resourceVersionMatch") == Some("Exact") && asked != snapshot.revision() {
-        return inner.continuations.find(asked).ok_or_else(|| {
+        return inner.continuations.find(asked, (inner.now)()).ok_or_else(|| {
             ApiError::expired("The provided resource version is too old to be listed exactly")
         });
     }
@@ -147,10 +158,49 @@ fn resume(inner: &Inner, token: &str) -> Result<(Snapshot<Head>, Option<String>)
     let token: Value = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
     let revision = token["rv"].as_u64().ok_or_else(invalid)?;
     let after = token["after"].as_str().ok_or_else(invalid)?;
-    let snapshot = inner.continuations.find(revision).ok_or_else(|| {
-        ApiError::expired("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.")
-    })?;
-    Ok((snapshot, Some(after.to_owned())))
+    if revision == 0 {
+        return Ok((inner.store.snapshot(), Some(after.to_owned())));
+    }
+    match inner.continuations.find(revision, (inner.now)()) {
+        Some(snapshot) => Ok((snapshot, Some(after.to_owned()))),
+        None => {
+            let mut gone = ApiError::expired(
+                "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+            );
+            gone.details["continue"] = token_after(0, after).into();
+            Err(gone)
+        }
+    }
+}
+
+/// A token to go on with after a key, from the state of a revision; from whatever is there when it is zero.
+fn token_after(revision: u64, key: &str) -> String {
+    URL_SAFE_NO_PAD.encode(json!({ "rv": revision, "after": key }).to_string())
+}
+
+/// Parameters that contradict each other, in Kubernetes' words.
+fn check(query: &Query) -> Result<(), ApiError> {
+    let how = query.get("resourceVersionMatch");
+    let version = query.get("resourceVersion");
+    let refuse = |message: &str| {
+        Err(ApiError::bad_request(format!("ListOptions.meta.k8s.io \"\" is invalid: {message}")))
+    };
+    match (how, version) {
+        (None, _) => Ok(()),
+        (Some(_), _) if query.get("continue").is_some() => refuse(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided",
+        ),
+        (Some(_), None) => refuse(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ),
+        (Some("Exact"), Some("0")) => refuse(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
+        (Some("Exact" | "NotOlderThan"), _) => Ok(()),
+        (Some(other), _) => refuse(&format!(
+            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\""
+        )),
+    }
 }
 
 /// A version that this server has not reached: of another server's, or of a store that was lost.

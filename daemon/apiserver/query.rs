@@ -44,6 +44,14 @@ impl Query {
             .transpose()
     }
 
+    /// The same query, as a trial.
+    pub(crate) fn as_trial(&self) -> Query {
+        let mut trial = self.clone();
+        trial.0.retain(|(name, _)| name != "dryRun");
+        trial.0.push(("dryRun".to_owned(), "All".to_owned()));
+        trial
+    }
+
     /// `dryRun=All`; any other value is refused, as documented.
     pub(crate) fn dry_run(&self) -> Result<bool, ApiError> {
         match self.get("dryRun") {

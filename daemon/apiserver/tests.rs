@@ -17,8 +17,10 @@ use tower::ServiceExt;
 use super::*;
 
 mod admission;
+mod behaviour;
 mod custom;
 mod kinds;
+mod pods;
 
 pub(crate) async fn server() -> Server {
     let store = Store::open(Box::new(MemoryDisk::default()), Head::parse, &store::Config::default()).unwrap();

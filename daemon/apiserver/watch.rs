@@ -34,6 +34,7 @@ pub(crate) fn start(
     let prefix = object::prefix(resource.kind, &resource.namespace);
     let asked = query.number("resourceVersion")?;
     let stream_list = query.flag("sendInitialEvents");
+    check(query)?;
     let bookmarks = query.flag("allowWatchBookmarks");
     let snapshot = inner.store.snapshot();
     if asked.is_some_and(|asked| asked > snapshot.revision()) {
@@ -58,6 +59,26 @@ pub(crate) fn start(
         futures::stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
     let frames = futures::stream::iter(first).chain(changes).map(|bytes| Ok(Frame::data(bytes)));
     Ok(StreamBody::new(frames).boxed_unsync())
+}
+
+/// A list that is streamed says from which version it may be, as documented.
+fn check(query: &Query) -> Result<(), ApiError> {
+    let refuse = |message: &str| {
+        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {message}");
+        Err(ApiError { code: 422, reason: "Invalid", message, details: json!({}) })
+    };
+    match (query.get("sendInitialEvents"), query.get("resourceVersionMatch")) {
+        (None, None) | (Some(_), Some("NotOlderThan")) => Ok(()),
+        (Some(_), None) => refuse(
+            "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
+        (None, Some(_)) => refuse(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+        (Some(_), Some(other)) => refuse(&format!(
+            "resourceVersionMatch: Unsupported value: {other:?}: supported values: \"NotOlderThan\""
+        )),
+    }
 }
 
 fn too_old(asked: u64) -> ApiError {
@@ -108,10 +129,19 @@ impl State {
         let name = match (before, after) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
+            (true, false) if event.kind == EventKind::Put => return self.tell_left(lines, event),
             (true, false) => "DELETED",
             (false, false) => return,
         };
         line(lines, name, &self.rendering.one(&event.entry.value));
+    }
+    /// An object that left the selection is told as it was last in it, with the version of the change.
+    fn tell_left(&self, lines: &mut Vec<u8>, event: &Event<Head>) {
+        let Some(previous) = &event.previous else { return };
+        let (mut last, now) = (object::parse(&previous.value), object::parse(&event.entry.value));
+        let version = object::meta(&now, "resourceVersion").to_owned();
+        object::metadata(&mut last).insert("resourceVersion".to_owned(), version.into());
+        line(lines, "DELETED", &self.rendering.one(&last.to_string().into()));
     }
 }
 

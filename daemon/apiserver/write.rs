@@ -22,6 +22,10 @@ use crate::{Head, Inner, admission, rbac, strategy};
 
 /// How often a patch is tried again when other writers come first.
 const PATCH_TRIES: usize = 16;
+/// How often another name is made up when one is taken.
+const NAME_TRIES: usize = 7;
+/// The largest object that is stored.
+const MAX_OBJECT_BYTES: usize = 3 * 512 * 1024;
 
 /// One writing request, and what it has to warn of.
 pub(crate) struct Asked<'a> {
@@ -30,6 +34,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) resource: &'a Resource,
     pub(crate) query: &'a Query,
     pub(crate) headers: &'a HeaderMap,
+    /// Fields that the body gives twice: what was decoded from it cannot tell.
+    pub(crate) twice: Vec<String>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -73,7 +79,19 @@ impl Asked<'_> {
         self.create_from(object, Origin::Update).await
     }
 
-    async fn create_from(&mut self, mut object: Value, origin: Origin) -> Result<Written, ApiError> {
+    /// A name that is made up and taken already is made up again.
+    async fn create_from(&mut self, object: Value, origin: Origin) -> Result<Written, ApiError> {
+        let made_up = meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
+        for _ in 0..if made_up { NAME_TRIES } else { 0 } {
+            match self.create_once(object.clone(), &origin).await {
+                Err(error) if error.reason == "AlreadyExists" => {}
+                done => return done,
+            }
+        }
+        self.create_once(object, &origin).await
+    }
+
+    async fn create_once(&mut self, mut object: Value, origin: &Origin) -> Result<Written, ApiError> {
         let kind = self.kind();
         if !meta(&object, "resourceVersion").is_empty() {
             return Err(ApiError::bad_request(
@@ -135,6 +153,12 @@ impl Asked<'_> {
             return Err(ApiError::bad_request(format!(
                 "the name of the object ({sent}) does not match the name on the URL ({named})"
             )));
+        }
+        let missing = crate::read::entry(self.inner, self.resource).is_err();
+        if missing && self.subresource().is_none() && strategy::is_made_by_update(self.kind()) {
+            let mut object = object;
+            metadata(&mut object).insert("name".to_owned(), named.into());
+            return self.create_from(object, Origin::Update).await;
         }
         self.change(Origin::Update, |_| Ok(object.clone())).await
     }
@@ -276,7 +300,7 @@ impl Asked<'_> {
             };
         }
         schema::defaults(kind, &mut new);
-        strategy::update(self.inner, kind, old, &mut new)?;
+        strategy::update(self.inner, kind, self.subresource(), old, &mut new)?;
         // A binding is where the pod runs, not what is wanted of it.
         let wanted = new.get("spec").is_some() || kind.custom().is_some();
         let counts = self.subresource() != Some("binding") && wanted;
@@ -284,7 +308,7 @@ impl Asked<'_> {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             metadata(&mut new).insert("generation".to_owned(), generation.into());
         }
-        invalid(kind, &name, validate::update(kind, &new, old))?;
+        invalid(kind, &name, validate::update_through(kind, self.subresource(), &new, old))?;
         rbac::escalation::check(self.inner, self.user, kind, Some(old), &new)?;
         if self.subresource() != Some("status") {
             admission::validate(self.inner, kind, Some(old), &new, &mut self.warnings)?;
@@ -331,10 +355,12 @@ impl Asked<'_> {
                 kind.kind, kind.version, kind.kind, first.message
             )));
         }
-        if unknown.is_empty() {
+        // Told once, although a patch is checked again each time that it is tried.
+        let twice = std::mem::take(&mut self.twice);
+        if unknown.is_empty() && twice.is_empty() {
             return Ok(object);
         }
-        let messages: Vec<String> = unknown.into_iter().map(|defect| defect.message).collect();
+        let messages: Vec<String> = unknown.into_iter().map(|defect| defect.message).chain(twice).collect();
         match self.query.field_validation()? {
             FieldValidation::Strict => {
                 return Err(ApiError::bad_request(format!("strict decoding error: {}", messages.join(", "))));
@@ -369,6 +395,9 @@ impl Asked<'_> {
         let kind = self.kind();
         let stored = convert::to_stored(kind, object);
         let template = object::template(&stored);
+        if template.size_bytes() > MAX_OBJECT_BYTES {
+            return Err(Lost::Error(ApiError::too_large(MAX_OBJECT_BYTES)));
+        }
         if self.query.dry_run()? {
             let revision = meta(object, "resourceVersion").parse().ok();
             if matches!(expect, Expect::Absent) && crate::read::entry(self.inner, &self.named(object)).is_ok()
@@ -479,7 +508,7 @@ const OWN_NAME: &str = "holdfast-apiserver";
 fn own_asked<'a>(inner: &'a Inner, user: &'a User, resource: &'a Resource) -> Asked<'a> {
     static NOTHING: std::sync::LazyLock<(Query, HeaderMap)> = std::sync::LazyLock::new(Default::default);
     let (query, headers) = &*NOTHING;
-    Asked { inner, user, resource, query, headers, warnings: Vec::new() }
+    Asked { inner, user, resource, query, headers, twice: Vec::new(), warnings: Vec::new() }
 }
 
 /// Why a write did not happen.

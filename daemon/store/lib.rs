@@ -308,6 +308,11 @@ impl Template {
         Template { before: before.into(), after: after.into(), numbered: true }
     }
 
+    /// How many bytes it has without its revision.
+    pub fn size_bytes(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
     /// The bytes to store for a change with this revision.
     pub fn fill(self, revision: Revision) -> Bytes {
         if !self.numbered && self.after.is_empty() {

@@ -167,6 +167,8 @@ fn service(map: &mut Fields) {
     if text(spec, "sessionAffinity") == "ClientIP" {
         let client_ip = made(made(spec, "sessionAffinityConfig"), "clientIP");
         set(client_ip, "timeoutSeconds", || 10800.into());
+    } else {
+        spec.remove("sessionAffinityConfig");
     }
     set(spec, "type", || "ClusterIP".into());
     each(spec, "ports", |port| {

@@ -28,7 +28,7 @@ const FIXED: &[(&str, &[&str])] = &[
 ];
 
 /// The fields that the kind's update strategy refuses to see changed.
-pub(super) fn immutable(kind: &Kind, new: &Value, old: &Value, found: &mut Found) {
+pub(super) fn immutable(kind: &Kind, subresource: Option<&str>, new: &Value, old: &Value, found: &mut Found) {
     for (_, paths) in FIXED.iter().filter(|(name, _)| *name == kind.kind) {
         for path in *paths {
             unchanged(new, old, path, found);
@@ -37,7 +37,11 @@ pub(super) fn immutable(kind: &Kind, new: &Value, old: &Value, found: &mut Found
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "ConfigMap") => sealed(new, old, &["data", "binaryData"], found),
         ("", "Secret") => sealed(new, old, &["data"], found),
-        ("", "Pod") => pod(&new["spec"], &old["spec"], found),
+        ("", "Pod") => match subresource {
+            Some("resize") => resized(new, old, found),
+            Some("ephemeralcontainers") => joined(&new["spec"], &old["spec"], found),
+            _ => pod(&new["spec"], &old["spec"], found),
+        },
         ("", "Service") => service(&new["spec"], &old["spec"], found),
         ("", "Node") => node(&new["spec"], &old["spec"], found),
         ("batch", "Job") => job(new, old, found),
@@ -120,6 +124,66 @@ fn pod(new: &Value, old: &Value, found: &mut Found) {
     };
     if fixed(new) != fixed(old) {
         found.add(Defect::forbidden("spec", POD_FIELDS));
+    }
+}
+
+/// `ValidatePodResize`: only amounts of processor and memory, and the pod's quality stays what it is.
+fn resized(new: &Value, old: &Value, found: &mut Found) {
+    if crate::pod::quality_of_service(&new["spec"]) != crate::pod::quality_of_service(&old["spec"]) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        found.add(Defect::invalid("spec", &"".into(), why));
+    }
+    let rest = |pod: &Value| {
+        let mut pod = pod["spec"].clone();
+        for list in ["containers", "initContainers"] {
+            let containers = pod.get_mut(list).and_then(Value::as_array_mut);
+            for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+                container.remove("resizePolicy");
+                for side in ["limits", "requests"] {
+                    let amounts =
+                        container.get_mut("resources").and_then(|resources| resources.get_mut(side));
+                    if let Some(amounts) = amounts.and_then(Value::as_object_mut) {
+                        amounts.retain(|name, _| !matches!(name.as_str(), "cpu" | "memory"));
+                    }
+                }
+            }
+        }
+        pod
+    };
+    let bare = |pod: &Value| prune_empty(rest(pod));
+    if bare(new) != bare(old) {
+        found.add(Defect::forbidden("spec", "only cpu and memory resources are mutable"));
+    }
+}
+
+/// Without maps that hold nothing, so that a side which is new and one which is not there are the same.
+fn prune_empty(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(map) => {
+            map.values_mut().for_each(|one| *one = prune_empty(one.take()));
+            map.retain(|_, one| one.as_object().is_none_or(|inner| !inner.is_empty()));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|one| *one = prune_empty(one.take())),
+        _ => {}
+    }
+    value
+}
+
+/// `ValidatePodEphemeralContainersUpdate`: more may come, none may change or go.
+fn joined(new: &Value, old: &Value, found: &mut Found) {
+    for kept in items(&old["ephemeralContainers"]) {
+        let name = text(&kept["name"]);
+        match items(&new["ephemeralContainers"]).iter().find(|one| one["name"] == kept["name"]) {
+            None => {
+                let why = format!("existing ephemeral containers {name:?} may not be removed\n");
+                found.add(Defect::forbidden("spec.ephemeralContainers", &why));
+            }
+            Some(same) if same != kept => {
+                let why = format!("existing ephemeral containers {name:?} may not be changed\n");
+                found.add(Defect::forbidden("spec.ephemeralContainers", &why));
+            }
+            Some(_) => {}
+        }
     }
 }
 

@@ -1,0 +1,76 @@
+//! In which encoding an answer travels: JSON as it is, YAML for those who ask for it, packed when it is large.
+//!
+//! Invariant: a body that is still growing (a watch, a log) travels as it is.
+
+use bytes::Bytes;
+use client::{Body, full};
+use http::{HeaderMap, HeaderValue, Response, header};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use serde_json::Value;
+
+/// Smaller answers are not worth packing, as Kubernetes finds too.
+const PACKED_FROM_BYTES: u64 = 128 * 1024;
+
+/// What a request says about the encoding of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    yaml: bool,
+    gzip: bool,
+}
+
+impl Wanted {
+    pub(crate) fn asked(headers: &HeaderMap) -> Wanted {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let known = |media: &&str| {
+            matches!(*media, "application/json" | "application/yaml" | "*/*" | "application/*")
+        };
+        let media = |one: &str| one.split(';').next().unwrap_or_default().trim().to_owned();
+        let accepted: Vec<String> = text(header::ACCEPT).split(',').map(media).collect();
+        let first = accepted.iter().map(String::as_str).find(known);
+        let gzip = text(header::ACCEPT_ENCODING).split(',').any(|one| {
+            let (name, quality) = one.split_once(';').unwrap_or((one, ""));
+            name.trim() == "gzip" && quality.trim() != "q=0"
+        });
+        Wanted { yaml: first == Some("application/yaml"), gzip }
+    }
+
+    /// The answer as wanted.
+    pub(crate) async fn apply(self, response: Response<Body>) -> Response<Body> {
+        let size = response.body().size_hint().exact().unwrap_or(0);
+        let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|of| of == "application/json");
+        let packed_already = response.headers().contains_key(header::CONTENT_ENCODING);
+        let to_yaml = self.yaml && is_json && size > 0 && !packed_already;
+        let to_gzip = self.gzip && size > PACKED_FROM_BYTES && !packed_already;
+        if !to_yaml && !to_gzip {
+            return response;
+        }
+        let (mut parts, body) = response.into_parts();
+        // The whole body is in memory already: its size is known.
+        let Ok(collected) = body.collect().await else { return Response::from_parts(parts, full("")) };
+        let mut bytes = collected.to_bytes();
+        if let (true, Some(yaml)) = (to_yaml, yaml_of(&bytes)) {
+            bytes = yaml;
+            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+        }
+        if let (true, Some(packed)) = (to_gzip, packed(&bytes)) {
+            bytes = packed;
+            parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        }
+        Response::from_parts(parts, full(bytes))
+    }
+}
+
+fn yaml_of(json: &[u8]) -> Option<Bytes> {
+    let value: Value = serde_json::from_slice(json).ok()?;
+    Some(serde_yaml::to_string(&value).ok()?.into())
+}
+
+fn packed(bytes: &[u8]) -> Option<Bytes> {
+    use std::io::Write;
+    let mut packer =
+        flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4), flate2::Compression::fast());
+    packer.write_all(bytes).ok()?;
+    Some(packer.finish().ok()?.into())
+}
