@@ -3,6 +3,9 @@
 //! Invariant: every definition that is a kind carries `x-kubernetes-group-version-kind`, and every PATCH says `dryRun`,
 //! `fieldValidation` and the patch types that the server takes: kubectl asks these documents, not the server, what it can do.
 
+mod descriptions;
+mod v2;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -32,6 +35,18 @@ pub fn document(group_version_path: &str, custom: &[&'static Kind]) -> Option<Va
 }
 
 fn built_in(group_version_path: &str) -> Option<Value> {
+    let (paths, mut schemas) = parts(group_version_path)?;
+    descriptions::describe(&mut schemas);
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": "v1.36.0" },
+        "paths": paths,
+        "components": { "schemas": schemas },
+    }))
+}
+
+/// The paths and the types of one group and version, types without their meaning.
+fn parts(group_version_path: &str) -> Option<(Map<String, Value>, BTreeMap<String, Value>)> {
     let rows: Vec<&Kind> =
         kinds::kinds().iter().filter(|kind| document_path(kind) == group_version_path).collect();
     if rows.is_empty() {
@@ -56,12 +71,25 @@ fn built_in(group_version_path: &str) -> Option<Value> {
         }
     }
     schemas.insert(meta("Patch"), json!({ "type": "object" }));
-    Some(json!({
-        "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": "v1.36.0" },
-        "paths": paths,
-        "components": { "schemas": schemas },
-    }))
+    Some((paths, schemas))
+}
+
+/// `/openapi/v2`: everything in one document of the older form.
+pub fn version_two(custom: &[&'static Kind]) -> Value {
+    let index = index(custom);
+    let (mut paths, mut schemas) = (Map::new(), BTreeMap::new());
+    for path in index["paths"].as_object().into_iter().flat_map(|map| map.keys()) {
+        if let Some((more, types)) = parts(path) {
+            paths.extend(more);
+            schemas.extend(types);
+        } else if let Some(mut of_users) = document(path, custom) {
+            paths.extend(of_users["paths"].as_object_mut().map(std::mem::take).unwrap_or_default());
+            let types = of_users.pointer_mut("/components/schemas").and_then(Value::as_object_mut);
+            schemas.extend(types.map(std::mem::take).unwrap_or_default());
+        }
+    }
+    descriptions::describe(&mut schemas);
+    v2::document(paths, schemas)
 }
 
 fn document_path(kind: &Kind) -> String {
@@ -420,6 +448,40 @@ mod tests {
     }
 
     #[test]
+    fn every_type_and_field_that_people_ask_about_is_described() {
+        for kind in kinds::kinds() {
+            let document = document(&document_path(kind), &[]).expect("a document");
+            let schema = &document["components"]["schemas"][&kind.schema];
+            assert!(schema["description"].is_string(), "{}", kind.schema);
+            for (field, property) in schema["properties"].as_object().into_iter().flatten() {
+                assert!(property["description"].is_string(), "{}.{field}", kind.schema);
+            }
+        }
+        let core = document("api/v1", &[]).expect("served");
+        let container = &core["components"]["schemas"]["io.k8s.api.core.v1.Container"]["properties"];
+        assert!(
+            container["image"]["description"]
+                .as_str()
+                .is_some_and(|text| text.starts_with("Container image"))
+        );
+    }
+
+    #[test]
+    fn the_older_document_holds_every_type_it_refers_to() {
+        let whole = version_two(&[]);
+        let text = whole.to_string();
+        assert!(!text.contains("#/components/"), "a reference of the newer form");
+        for part in text.split("\"#/definitions/").skip(1) {
+            let name = part.split('"').next().expect("a quoted name");
+            assert!(whole["definitions"].get(name).is_some(), "{name}");
+        }
+        let post = &whole["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"];
+        let body = post["parameters"].as_array().expect("parameters").iter().find(|one| one["in"] == "body");
+        assert_eq!(body.expect("a body")["schema"]["$ref"], "#/definitions/io.k8s.api.core.v1.Pod");
+        assert_eq!(post["responses"]["200"]["schema"]["$ref"], "#/definitions/io.k8s.api.core.v1.Pod");
+    }
+
+    #[test]
     fn merge_keys_and_defaults_stand_at_the_property() {
         let document = document("apis/apps/v1", &[]).expect("served");
         let containers =
@@ -429,9 +491,12 @@ mod tests {
         assert_eq!(containers["items"]["$ref"], "#/components/schemas/io.k8s.api.core.v1.Container");
         let template =
             &document["components"]["schemas"]["io.k8s.api.apps.v1.DeploymentSpec"]["properties"]["template"];
+        assert!(template["description"].is_string());
+        let mut template = template.clone();
+        template.as_object_mut().expect("a schema").remove("description");
         assert_eq!(
             template,
-            &json!({ "allOf": [{ "$ref": "#/components/schemas/io.k8s.api.core.v1.PodTemplateSpec" }], "default": {} })
+            json!({ "allOf": [{ "$ref": "#/components/schemas/io.k8s.api.core.v1.PodTemplateSpec" }], "default": {} })
         );
     }
 }

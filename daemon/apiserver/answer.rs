@@ -350,10 +350,11 @@ fn document(inner: &Inner, path: &str, headers: &HeaderMap) -> Result<Response<B
         ["api", version] => discovery::resource_list("", version, &[]),
         ["apis", group] => discovery::group(group, &custom),
         ["apis", group, version] => discovery::resource_list(group, version, &custom),
+        ["openapi", "v2"] => Some(openapi::version_two(&custom)),
         ["openapi", "v3"] => Some(openapi::index(&custom)),
         ["openapi", "v3", rest @ ..] => openapi::document(&rest.join("/"), &custom),
         [""] => Some(
-            json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"] }),
+            json!({ "paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] }),
         ),
         _ => None,
     };
