@@ -105,6 +105,10 @@ pub(crate) struct Memory {
     pub(crate) inventory: String,
     /// What a person decided and was not told yet.
     pub(crate) decisions: Option<Decisions>,
+    /// The decisions that the round under way looks with.
+    pub(crate) decided: Option<Decisions>,
+    /// A person asked for a sync: what failed is tried again now.
+    hurried: bool,
     pub(crate) seen: BTreeMap<Id, Seen>,
     /// The text and the live form for which a dry run gave this verdict.
     pub(crate) verdicts: BTreeMap<Id, (u64, u64, Verdict)>,
@@ -143,6 +147,8 @@ impl Follower {
             told_at: None,
             inventory: String::new(),
             decisions: None,
+            decided: None,
+            hurried: false,
             seen: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             failures: BTreeMap::new(),
@@ -212,6 +218,14 @@ impl Follower {
         let mut memory = self.lock();
         memory.verdicts.clear();
         memory.failures.clear();
+        memory.hurried = true;
+    }
+
+    /// A round looks with these decisions: once it is told, they need not be remembered apart.
+    pub(crate) fn saw(&self, decisions: &Decisions) {
+        let mut memory = self.lock();
+        memory.hurried = false;
+        memory.decided = Some(decisions.clone());
     }
 
     /// Reads everything the plan looks at.
@@ -274,6 +288,7 @@ impl Follower {
             choice: Chosen::default(),
             decisions: told.decisions.clone(),
             blocked: self.blocked(),
+            hurried: self.lock().hurried,
             leaving: self.leaving,
             content,
             hooks,

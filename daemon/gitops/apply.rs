@@ -64,7 +64,7 @@ impl Follower {
         self.post(&status);
         let mut memory = self.lock();
         // Decided since by a person: that is told the next time.
-        if memory.decisions.as_ref() == Some(&status.decisions) {
+        if memory.decisions == memory.decided {
             memory.decisions = None;
         }
         memory.told = Some(status);

@@ -124,6 +124,15 @@ fn compare(path: &str, old: Option<&Value>, new: Option<&Value>, changes: &mut V
     if old == new {
         return;
     }
+    // What is made, or goes whole, is told field by field: so that what must not be shown is found.
+    let empty = Value::Object(serde_json::Map::new());
+    let near = matches!(path, "" | "metadata");
+    let fill = |side: Option<&Value>| side.is_none_or(Value::is_null) && near;
+    let (old, new) = match (old, new) {
+        (old, Some(Value::Object(_))) if fill(old) => (Some(&empty), new),
+        (Some(Value::Object(_)), new) if fill(new) => (old, Some(&empty)),
+        both => both,
+    };
     match (old, new) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
@@ -177,6 +186,12 @@ mod tests {
 
     #[test]
     fn a_secret_value_is_never_in_a_diff() {
+        let made = json!({"metadata": {"name": "s", "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "bmV3"}}, "data": {"p": "bmV3"}, "stringData": {"q": "new"}});
+        let text = serde_json::to_string(&fields("Secret", &Value::Null, &made)).unwrap();
+        assert!(
+            text.contains("\"data\"") && !text.contains("bmV3") && !text.contains("\"new\":\"new\""),
+            "{text}"
+        );
         let got =
             fields("Secret", &json!({"data": {"p": "b2xk"}}), &json!({"data": {"p": "bmV3", "q": "eA=="}}));
         let text = serde_json::to_string(&got).unwrap();

@@ -619,6 +619,7 @@ impl Reconciler for Loop {
             Some(follower) => {
                 let first = follower.told().is_none();
                 let view = follower.observe((self.inner.now)()).await?;
+                follower.saw(&view.decisions);
                 if first {
                     self.inner.wake_dependents(key);
                     // What an earlier daemon told is news to whoever looks at this one.

@@ -146,7 +146,7 @@ impl<'a> Runner<'a> {
             "Failed" => {
                 let due =
                     record.finished_at.parse().map_or(self.now, |at: Timestamp| at + retry(record.attempt));
-                if due > self.now || !self.acts {
+                if (due > self.now && !self.view.hurried) || !self.acts {
                     self.look_again(due);
                 } else {
                     self.begin(&mut record);

@@ -45,6 +45,8 @@ pub(crate) struct View {
     pub(crate) decisions: Decisions,
     /// The application that this one waits for.
     pub(crate) blocked: Option<String>,
+    /// A person asked for a sync.
+    pub(crate) hurried: bool,
     /// Not declared any more: everything goes.
     pub(crate) leaving: bool,
     /// Names what the files say; the same content runs a hook once.

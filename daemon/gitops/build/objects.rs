@@ -241,6 +241,7 @@ impl FileReader<'_> {
     }
 
     fn object(&mut self, mut value: Value, place: &Place<'_>, kind: &'static Kind) {
+        name_hook(&mut value);
         let id = match self.identify(&value, kind) {
             Ok(id) => id,
             Err((path, message, help)) => {
@@ -367,6 +368,19 @@ fn wave(value: &Value) -> Result<i64, &'static str> {
         }
     }
     Ok(0)
+}
+
+/// A hook with generateName gets a name of its content: each run replaces the one before, as its record says.
+fn name_hook(value: &mut Value) {
+    let prefix = value["metadata"]["generateName"].as_str().map(str::to_owned);
+    let named = value["metadata"].get("name").is_some_and(|name| !name.is_null());
+    if let (Some(prefix), false, true) = (prefix, named, crate::marks::hook(value).is_some()) {
+        let name = format!("{prefix}{:08x}", hash(value) & 0xffff_ffff);
+        if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            meta.remove("generateName");
+            meta.insert("name".to_owned(), Value::String(name));
+        }
+    }
 }
 
 /// The same for equal values, also in the next daemon: the inventory remembers it.

@@ -96,6 +96,7 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
         choice: Chosen::default(),
         decisions: Decisions::default(),
         blocked: None,
+        hurried: false,
         leaving: false,
         content: "c1".into(),
         hooks: Vec::new(),

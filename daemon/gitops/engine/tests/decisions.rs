@@ -56,10 +56,17 @@ async fn a_claim_is_pruned_only_after_a_persons_word_and_can_be_brought_back() {
         node.api("PersistentVolumeClaim").patch("data", &PatchParams::default(), &Patch::Merge(&free)).await;
     node.until("the claim let go", |status| status.objects.len() == 1 && status.sync.state == "Synced").await;
     assert!(node.engine.confirm("demo").unwrap_err().to_string().contains("nothing waits"));
+    // One word is for one deletion.
+    node.write("c.yaml", claim);
+    node.until("the claim again", |status| status.objects.len() == 2 && status.sync.state == "Synced").await;
+    node.remove("c.yaml");
+    node.until("the guard again", |status| status.objects.iter().any(|object| object.confirm)).await;
+    node.write("c.yaml", claim);
+    node.until("the claim kept", |status| status.objects.len() == 2 && status.sync.state == "Synced").await;
     assert_eq!(node.engine.undo("demo", Some("ConfigMap/b")).await.unwrap(), ["ConfigMap default/b"]);
     assert_eq!(node.value("b").await.as_deref(), Some("1"));
     node.engine.sync("demo").unwrap();
-    node.until_good(&["a"]).await;
+    node.until("looked again", |status| status.sync.state == "Synced").await;
     assert_eq!(node.value("b").await.as_deref(), Some("1"), "what was brought back is nobody's");
 }
 
@@ -349,4 +356,30 @@ async fn what_was_put_back_is_told_with_the_name_of_who_had_changed_it() {
         node.until("the name", |status| status.objects.iter().any(|object| !object.healed.is_empty())).await;
     let healed = &status.objects[0].healed;
     assert!(healed.contains(".data.k") && healed.contains("an-editor"), "{healed}");
+}
+
+#[tokio::test]
+async fn a_hook_may_leave_its_name_to_us_and_is_tried_again_when_a_person_asks() {
+    let text = hook("x", "pre-sync")
+        .replace("  name: x\n", "  generateName: migrate-\n")
+        .replace("holdfast.dev/hook: pre-sync", "argocd.argoproj.io/hook: PreSync");
+    let node = Node::new(&[("a.yaml", &config("a", "1")), ("hook.yaml", &text)]).await;
+    let status =
+        node.until("the hook", |status| status.hooks.iter().any(|hook| hook.state == "Running")).await;
+    let name = status.hooks[0].name.clone();
+    assert!(name.starts_with("migrate-") && name.len() == 16, "{name}");
+    node.end_job(&name, "Failed").await;
+    node.until("the failure", |status| status.sync.state == "Failed").await;
+    node.engine.sync("demo").unwrap();
+    node.until("the second try", |status| status.hooks.iter().any(|hook| hook.attempt == 2)).await;
+    node.until_live("the new run", async || {
+        let job = node.get("Job", &name).await?;
+        job["metadata"]["annotations"][crate::hooks::RUN]
+            .as_str()
+            .filter(|run| run.ends_with(".2"))
+            .map(str::to_owned)
+    })
+    .await;
+    node.end_job(&name, "Complete").await;
+    node.until_live("the object", async || node.value("a").await).await;
 }
