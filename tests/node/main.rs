@@ -28,3 +28,4 @@ mod push;
 mod rollout;
 mod saves;
 mod start;
+mod workloads;
