@@ -281,6 +281,10 @@ impl Follower {
             .collect::<Vec<Wanted>>()
             .await;
         self.wait_for(&desired);
+        let (hurried, told_at) = {
+            let memory = self.lock();
+            (memory.hurried, memory.told_at)
+        };
         Ok(View {
             application: self.application.clone(),
             source: Source::default(),
@@ -288,7 +292,7 @@ impl Follower {
             choice: Chosen::default(),
             decisions: told.decisions.clone(),
             blocked: self.blocked(),
-            hurried: self.lock().hurried,
+            hurried,
             leaving: self.leaving,
             content,
             hooks,
@@ -300,7 +304,7 @@ impl Follower {
             unread: if self.leaving { BTreeMap::new() } else { built.unread.clone() },
             desired,
             gone,
-            told_at: self.lock().told_at,
+            told_at,
             told,
         })
     }
