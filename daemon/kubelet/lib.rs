@@ -153,7 +153,13 @@ pub enum StartError {
 /// When the Node object can be neither made nor updated.
 pub async fn start(parts: Parts, tasks: &Tasks) -> Result<client::NodeDoor, StartError> {
     let memory = &parts.memory_dir;
-    files::in_memory(memory).map_err(|source| StartError::Memory { path: memory.clone(), source })?;
+    match files::in_memory(memory) {
+        // Who may not mount makes no containers either, so no secret is ever written there.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::warn!(path = %memory.display(), %error, "no memory for secrets: pods cannot be started");
+        }
+        kept => kept.map_err(|source| StartError::Memory { path: memory.clone(), source })?,
+    }
     let queue: Queue<String> = Queue::new();
     let kubelet = Arc::new(act::Kubelet::new(parts, queue.clone(), tasks));
     node::register(&kubelet)
