@@ -551,19 +551,21 @@ fn invalid(kind: &Kind, name: &str, defects: Vec<api::schema::Defect>) -> Result
 
 /// `generateName` gets five characters of Kubernetes' alphabet.
 fn name_it(fields: &mut serde_json::Map<String, Value>) {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let has_name = fields.get("name").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
     let prefix = fields.get("generateName").and_then(Value::as_str).unwrap_or_default();
     if has_name || prefix.is_empty() {
         return;
     }
-    let random = uuid::Uuid::new_v4();
-    let suffix: String = random.as_bytes()[..5]
-        .iter()
-        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
-        .collect();
-    let name = format!("{prefix}{suffix}");
+    let name = format!("{prefix}{}", random_suffix());
     fields.insert("name".to_owned(), name.into());
+}
+
+/// Five characters that spell no word, as Kubernetes ends the names it makes.
+pub(crate) fn random_suffix() -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes()[..5].iter();
+    bytes.map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
 }
 
 /// Times in objects have whole seconds.
