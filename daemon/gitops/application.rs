@@ -24,6 +24,7 @@ use crate::archive::Archive;
 use crate::build::{Builder, Built, Defaults, Defect, Id, Object};
 use crate::config::{Application, Origin};
 use crate::decide::{self, Choice, Chosen, short};
+use crate::defined::Defined;
 use crate::evidence::{self, Failing};
 use crate::health::{self, Around};
 use crate::hooks::{HookGone, HookView};
@@ -95,9 +96,17 @@ impl Neighbourhood {
     }
 }
 
+/// What a snapshot gave, with the kinds that the cluster had.
+struct Remembered {
+    of: Arc<Snapshot>,
+    live: Defined,
+    built: Arc<Built>,
+    content: String,
+}
+
 pub(crate) struct Memory {
     pub(crate) builder: Option<Builder>,
-    built: Option<(Arc<Snapshot>, Arc<Built>, String)>,
+    built: Option<Remembered>,
     archived: Option<Arc<Snapshot>>,
     pub(crate) told: Option<Status>,
     pub(crate) told_at: Option<Timestamp>,
@@ -246,7 +255,9 @@ impl Follower {
 
     /// Compares one snapshot with what is live.
     pub(crate) async fn look(&self, told: Status, sourced: Arc<Sourced>) -> Result<View, Error> {
-        let (built, content) = self.built(&sourced, &told).await?;
+        self.watched.follow_definitions(&self.application.name);
+        let defined = self.watched.defined().await;
+        let (built, content) = self.built(&sourced, &told, &defined).await?;
         let (hooks, mut objects): (Vec<Object>, Vec<Object>) =
             built.objects.iter().cloned().partition(|object| marks::hook(&object.value).is_some());
         if self.leaving {
@@ -259,12 +270,17 @@ impl Follower {
         let old_hooks: Vec<&crate::status::HookStatus> =
             told.hooks.iter().filter(|told| !wanted.contains(&told.id())).collect();
         let kinds = objects.iter().chain(&hooks).map(|object| object.kind);
-        let kinds = kinds.chain(rest.iter().filter_map(|told| kind_of(told)));
-        let eyes = self.eyes(kinds.chain(old_hooks.iter().filter_map(|told| kind_of_hook(told)))).await;
+        let kinds = kinds.chain(rest.iter().filter_map(|told| kind_of(told, &defined)));
+        let kinds = kinds.chain(old_hooks.iter().filter_map(|told| kind_of_hook(told, &defined)));
+        // Of a kind that the cluster does not have yet nothing can be there.
+        let eyes = self.eyes(kinds.filter(|kind| defined.serves(kind))).await;
         let mut defects = built.defects.clone();
         defects.extend(hooks.iter().filter_map(unknown_hook));
-        let gone = rest.into_iter().map(|told| self.gone(told, &eyes)).collect();
-        let hooks_gone = old_hooks.into_iter().map(|told| self.hook_gone(told, &eyes)).collect();
+        let gone = rest.into_iter().map(|told| self.gone(told, kind_of(told, &defined), &eyes)).collect();
+        let hooks_gone = old_hooks
+            .into_iter()
+            .map(|told| self.hook_gone(told, kind_of_hook(told, &defined), &eyes))
+            .collect();
         let mut hooks: Vec<HookView> =
             hooks.into_iter().filter_map(|object| self.hook(object, &eyes)).collect();
         for hook in &mut hooks {
@@ -456,17 +472,24 @@ impl Follower {
     }
 
     /// The objects of the snapshot, and the name of all that they say; built when it changed.
-    async fn built(&self, sourced: &Sourced, told: &Status) -> Result<(Arc<Built>, String), Error> {
+    async fn built(
+        &self,
+        sourced: &Sourced,
+        told: &Status,
+        live: &Defined,
+    ) -> Result<(Arc<Built>, String), Error> {
         let Some(snapshot) = sourced.snapshot.clone() else { return Ok((Arc::default(), String::new())) };
         let mut builder = {
             let mut memory = self.lock();
-            if let Some((of, built, content)) = &memory.built
-                && Arc::ptr_eq(of, &snapshot)
+            if let Some(known) = &memory.built
+                && Arc::ptr_eq(&known.of, &snapshot)
+                && known.live == *live
             {
-                return Ok((Arc::clone(built), content.clone()));
+                return Ok((Arc::clone(&known.built), known.content.clone()));
             }
             memory.builder.take().unwrap_or_else(|| builder(&self.application))
         };
+        builder.live(live.clone());
         let (of, archive, keep) = (Arc::clone(&snapshot), self.archive.clone(), kept(told));
         let build = tokio::task::spawn_blocking(move || {
             // Before anything of it is applied: the way back has to be there first.
@@ -488,7 +511,12 @@ impl Follower {
         memory.builder = Some(builder);
         memory.verdicts.retain(|id, _| wanted.contains(id));
         memory.failures.retain(|id, _| wanted.contains(id));
-        memory.built = Some((snapshot, Arc::clone(&built), content.clone()));
+        memory.built = Some(Remembered {
+            of: snapshot,
+            live: live.clone(),
+            built: Arc::clone(&built),
+            content: content.clone(),
+        });
         Ok((built, content))
     }
 
@@ -515,14 +543,17 @@ impl Follower {
         Some(HookView { object, hook, live, ended, failure })
     }
 
-    fn hook_gone(&self, told: &crate::status::HookStatus, eyes: &Eyes) -> HookGone {
-        let kind = kind_of_hook(told);
+    fn hook_gone(
+        &self,
+        told: &crate::status::HookStatus,
+        kind: Option<&'static Kind>,
+        eyes: &Eyes,
+    ) -> HookGone {
         let live = kind.and_then(|kind| self.live(&told.id(), kind, eyes)).map(|(live, _)| live);
         HookGone { told: told.clone(), kind, live }
     }
 
-    fn gone(&self, told: &ObjectStatus, eyes: &Eyes) -> Gone {
-        let kind = kind_of(told);
+    fn gone(&self, told: &ObjectStatus, kind: Option<&'static Kind>, eyes: &Eyes) -> Gone {
         let live = kind.and_then(|kind| self.live(&told.id(), kind, eyes)).map(|(live, _)| live);
         Gone { told: told.clone(), kind, live }
     }
@@ -715,6 +746,7 @@ pub(crate) fn builder(application: &Application) -> Builder {
         namespace: application.namespace.clone(),
         application: application.name.clone(),
         substitute: application.substitute.clone(),
+        kinds: Defined::default(),
     })
 }
 
@@ -730,10 +762,10 @@ fn unknown_hook(object: &Object) -> Option<Defect> {
     })
 }
 
-fn kind_of(told: &ObjectStatus) -> Option<&'static Kind> {
-    kinds::by_kind(&kinds::api_version(&told.group, &told.version), &told.kind)
+fn kind_of(told: &ObjectStatus, defined: &Defined) -> Option<&'static Kind> {
+    defined.find(&kinds::api_version(&told.group, &told.version), &told.kind)
 }
 
-fn kind_of_hook(told: &crate::status::HookStatus) -> Option<&'static Kind> {
-    kinds::kinds().iter().find(|kind| kind.group == told.group && kind.kind == told.kind)
+fn kind_of_hook(told: &crate::status::HookStatus, defined: &Defined) -> Option<&'static Kind> {
+    defined.first(|kind| kind.group == told.group && kind.kind == told.kind)
 }

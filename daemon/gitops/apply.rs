@@ -191,9 +191,8 @@ impl Follower {
 
     /// Makes an object again that was pruned. Whether it was gone.
     pub(crate) async fn restore(&self, known: &Tombstone) -> Result<bool, Error> {
-        let kind = api::kinds::kinds()
-            .iter()
-            .find(|kind| kind.group == known.id.group && kind.kind == known.id.kind);
+        let defined = self.watched.defined().await;
+        let kind = defined.first(|kind| kind.group == known.id.group && kind.kind == known.id.kind);
         let Some(kind) = kind else {
             let why = format!("kind {} is not served any more", known.id.kind);
             return Err(Error::Denied { application: self.application.name.clone(), why });

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::Error;
 use crate::build::{Builder, Built, Defaults, Defect};
+use crate::defined::Defined;
 use crate::source::{self, Snapshot};
 
 /// What was found.
@@ -42,8 +43,9 @@ pub(crate) fn findings(
     namespace: &str,
     substitute: BTreeMap<String, String>,
 ) -> Findings {
-    let defaults = Defaults { namespace: namespace.to_owned(), application: "check".to_owned(), substitute };
-    let mut builder = Builder::new(defaults);
+    let (namespace, application) = (namespace.to_owned(), "check".to_owned());
+    let mut builder =
+        Builder::new(Defaults { namespace, application, substitute, kinds: Defined::default() });
     let mut built = builder.build(snapshot);
     let invalid = invalid(&builder, &built);
     built.defects.extend(invalid);

@@ -454,7 +454,8 @@ impl Engine {
     /// # Errors
     /// `Denied` for a kind that is not served, `Door` when the cluster cannot be asked.
     pub async fn explain(&self, kind: &str, name: &str, namespace: &str) -> Result<Explanation, Error> {
-        let Some(kind) = explain::kind_named(kind) else {
+        let defined = self.inner.around.watched.defined().await;
+        let Some(kind) = explain::kind_named(kind, &defined) else {
             let why = format!("there is no kind {kind}; `kubectl api-resources` lists those there are");
             return Err(Error::Denied { application: "explain".to_owned(), why });
         };

@@ -16,6 +16,7 @@ use crate::act;
 use crate::application::Neighbourhood;
 use crate::archive::Tombstone;
 use crate::build::Id;
+use crate::defined::Defined;
 use crate::evidence;
 use crate::health;
 use crate::live::whole;
@@ -74,7 +75,7 @@ pub(crate) struct Gathered {
 }
 
 /// The kind that a person means by `deploy`, `pods` or `ConfigMap`.
-pub(crate) fn kind_named(text: &str) -> Option<&'static Kind> {
+pub(crate) fn kind_named(text: &str, defined: &Defined) -> Option<&'static Kind> {
     let wanted = text.to_ascii_lowercase();
     let (name, group) =
         wanted.split_once('.').map_or((wanted.as_str(), None), |(name, group)| (name, Some(group)));
@@ -84,8 +85,7 @@ pub(crate) fn kind_named(text: &str) -> Option<&'static Kind> {
             || kind.singular == name
             || kind.short_names.iter().any(|short| *short == name)
     };
-    let fits = |kind: &&Kind| names(kind) && group.is_none_or(|group| kind.group == group);
-    kinds::kinds().iter().find(fits)
+    defined.first(|kind| names(kind) && group.is_none_or(|group| kind.group == group))
 }
 
 /// Reads what there is about an object.

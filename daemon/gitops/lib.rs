@@ -14,6 +14,7 @@ mod build;
 mod check;
 mod config;
 mod decide;
+mod defined;
 mod diff;
 mod engine;
 mod evidence;

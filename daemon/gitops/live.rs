@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::build::{Id, hash};
+use crate::defined::{self, Defined};
 use crate::health::Around;
 use crate::hooks::RUN;
 use crate::marks::Prune;
@@ -36,6 +37,10 @@ pub(crate) struct Watched {
     fresh: Arc<Mutex<BTreeMap<Id, (Instant, Seen)>>>,
     /// Jobs and pods of ours that have ended, as long as they are there or were just there.
     ended: Arc<Mutex<BTreeMap<Id, Ended>>>,
+    /// The kinds that the established definitions of these versions define.
+    defined: Mutex<(Vec<String>, Defined)>,
+    /// The applications that are woken when those change.
+    readers: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What was read off one version of an object.
@@ -101,7 +106,34 @@ impl Watched {
             waiting: Arc::default(),
             fresh: Arc::default(),
             ended: Arc::default(),
+            defined: Mutex::default(),
+            readers: Arc::default(),
         }
+    }
+
+    /// From now on the application is woken when the kinds beyond the table change.
+    pub(crate) fn follow_definitions(&self, application: &str) {
+        lock(&self.readers).insert(application.to_owned());
+    }
+
+    /// The kinds that the cluster has beyond the table.
+    pub(crate) async fn defined(&self) -> Defined {
+        let definitions = self.of(defined::row()).await.snapshot();
+        let established = definitions.values().filter(|definition| {
+            let conditions = definition.data["status"]["conditions"].as_array();
+            let established = |one: &Value| one["type"] == "Established" && one["status"] == "True";
+            conditions.is_some_and(|conditions| conditions.iter().any(established))
+        });
+        let established: Vec<&Arc<DynamicObject>> = established.collect();
+        let version = |definition: &Arc<DynamicObject>| {
+            format!("{:?} {:?}", definition.metadata.uid, definition.metadata.resource_version)
+        };
+        let versions: Vec<String> = established.iter().copied().map(version).collect();
+        let mut known = lock(&self.defined);
+        if known.0 != versions {
+            *known = (versions, Defined::of(established.iter().map(|definition| &definition.data)));
+        }
+        known.1.clone()
     }
 
     /// The current objects of a kind; waits for the first list.
@@ -188,9 +220,13 @@ impl Watched {
         let ended = Arc::clone(&self.ended);
         let ends = matches!(kind.kind.as_str(), "Job" | "Pod");
         let tells_health = matches!(kind.kind.as_str(), "Pod" | "EndpointSlice");
+        let readers = std::ptr::eq(kind, defined::row()).then(|| Arc::clone(&self.readers));
         cache.listen(move |object| {
             let meta = &object.metadata;
             let namespace = meta.namespace.clone().unwrap_or_default();
+            for application in readers.iter().flat_map(|readers| lock(readers).clone()) {
+                queue.wake(application);
+            }
             if let Some(application) = meta.labels.as_ref().and_then(|labels| labels.get(APPLICATION_LABEL)) {
                 queue.wake(application.clone());
                 if ends {

@@ -70,7 +70,12 @@ fn down_finds_what_a_killed_daemon_left() {
 fn down_leaves_another_node_alone() {
     let (one, two) = (Node::demo(), Node::demo());
     let instance = machine::instance(&two);
-    let before = machine::traces(&instance, &two.data());
+    // The Job's pod has ended; its sandbox goes a moment later.
+    let before = until("only the replicas have a sandbox", PATIENCE, || {
+        let traces = machine::traces(&instance, &two.data());
+        let shims = traces.iter().filter(|trace| trace.contains("holdfast-shim")).count();
+        if shims == 3 { Ok(traces) } else { Err(format!("{traces:#?}")) }
+    });
     drop(one);
     until("the other has what it had", PATIENCE, || {
         same(machine::traces(&instance, &two.data()), before.clone())

@@ -21,6 +21,7 @@ use api::kinds::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::defined::{self, Defined};
 use crate::source::{Snapshot, is_manifest};
 use kustomize::Files;
 use layout::{Layout, Unit};
@@ -142,6 +143,8 @@ pub(crate) struct Defaults {
     pub(crate) application: String,
     /// Variables; without any, nothing is replaced.
     pub(crate) substitute: BTreeMap<String, String>,
+    /// Kinds beyond the table.
+    pub(crate) kinds: Defined,
 }
 
 /// Builds snapshots of one application; keeps what each part gave for the next time.
@@ -156,6 +159,10 @@ pub(crate) struct Builder {
     files: Files,
     /// Manifests with variables: as they are written, and as they are read.
     texts: BTreeMap<Arc<str>, Filled>,
+    /// The kinds that the last snapshot itself defines.
+    own: Defined,
+    /// The kinds that the cluster has beyond the table.
+    live: Defined,
 }
 
 /// A manifest as it is written, and with its variables filled in.
@@ -183,11 +190,41 @@ impl Builder {
             rendered: BTreeMap::new(),
             files: Files::new(),
             texts: BTreeMap::new(),
+            own: Defined::default(),
+            live: Defined::default(),
         }
+    }
+
+    /// From now on the cluster has these kinds beyond the table.
+    pub(crate) fn live(&mut self, kinds: Defined) {
+        self.live = kinds;
     }
 
     /// Builds a snapshot. Costs what changed since the last one.
     pub(crate) fn build(&mut self, snapshot: &Snapshot) -> Built {
+        self.know(self.live.and(&self.own));
+        let built = self.pass(snapshot);
+        let definitions = built.objects.iter().filter(|object| std::ptr::eq(object.kind, defined::row()));
+        let own = Defined::of(definitions.map(|object| &*object.value));
+        if own == self.own {
+            return built;
+        }
+        // Objects may stand before the definition of their kind.
+        self.own = own;
+        self.know(self.live.and(&self.own));
+        self.pass(snapshot)
+    }
+
+    /// What was built with other kinds is built again.
+    fn know(&mut self, kinds: Defined) {
+        if self.defaults.kinds != kinds {
+            self.defaults.kinds = kinds;
+            self.known.clear();
+            self.rendered.clear();
+        }
+    }
+
+    fn pass(&mut self, snapshot: &Snapshot) -> Built {
         let mut built = Built::default();
         let filled = self.fill_in(snapshot, &mut built);
         let snapshot = filled.as_ref().unwrap_or(snapshot);

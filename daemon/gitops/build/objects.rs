@@ -166,7 +166,7 @@ impl FileReader<'_> {
             let help = "keep it out of the directory, and make the Secret on the node".to_owned();
             return self.defect(Flaw { line, column, message, help }, None);
         }
-        match kinds::by_kind(api_version, kind_name) {
+        match self.defaults.kinds.find(api_version, kind_name) {
             Some(kind) if kind.group == "holdfast.dev" => {
                 let flaw = Flaw {
                     line: place.line,

@@ -119,6 +119,9 @@ fn steps(path: &str) -> Vec<Step<'_>> {
 
 /// The fields that exist where these steps lead.
 fn siblings(kind: &Kind, steps: &[Step<'_>]) -> Vec<&'static str> {
+    if let Some(custom) = kind.custom() {
+        return defined_siblings(&custom.schema, steps);
+    }
     let mut shape = Shape::Object(schema::root(kind));
     for step in steps {
         shape = match (shape, step) {
@@ -134,6 +137,16 @@ fn siblings(kind: &Kind, steps: &[Step<'_>]) -> Vec<&'static str> {
         Shape::Object(object) => object.fields.iter().map(|field| field.name).collect(),
         _ => Vec::new(),
     }
+}
+
+/// The same in the schema of a definition.
+fn defined_siblings(schema: &'static Value, steps: &[Step<'_>]) -> Vec<&'static str> {
+    let below = |schema: &'static Value, step: &Step<'_>| match step {
+        Step::Key(name) => schema["properties"].get(name).unwrap_or(&schema["additionalProperties"]),
+        Step::Item(_) => &schema["items"],
+    };
+    let schema = steps.iter().fold(schema, below);
+    schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect()
 }
 
 /// The nearest of some names, if it is near enough to be meant.

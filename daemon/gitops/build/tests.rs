@@ -13,6 +13,7 @@ fn builder() -> Builder {
         namespace: "default".to_owned(),
         application: "demo".to_owned(),
         substitute: BTreeMap::new(),
+        kinds: Defined::default(),
     })
 }
 
@@ -220,8 +221,12 @@ fn yesterday_s_manifest_is_read_in_today_s_form_and_told() {
 #[test]
 fn variables_of_manifests_are_filled_in_and_one_without_value_is_told_with_its_line() {
     let values = BTreeMap::from([("who".to_owned(), "Ada".to_owned())]);
-    let defaults =
-        Defaults { namespace: "default".to_owned(), application: "demo".to_owned(), substitute: values };
+    let defaults = Defaults {
+        namespace: "default".to_owned(),
+        application: "demo".to_owned(),
+        substitute: values,
+        kinds: Defined::default(),
+    };
     let mut builder = Builder::new(defaults);
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: \"${name:=web}\"}\nspec:\n  terminationGracePeriodSeconds: ${n:=5}\n  containers: [{name: c, image: i, args: [\"${who}\"]}]\n";
     let built = builder.build(&snapshot(&[
@@ -267,4 +272,33 @@ fn a_helm_chart_is_told_in_one_sentence_and_prunes_nothing() {
     assert_eq!(names(&built), ["a"]);
     assert_eq!(built.defects.len(), 1, "{:?}", built.defects);
     assert!(built.unread.contains_key("chart/"));
+}
+
+const WIDGETS: &str = "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: widgets.example.org}\nspec:\n  \
+    group: example.org\n  scope: Namespaced\n  names: {plural: widgets, singular: widget, kind: Widget}\n  versions:\n  - name: v1\n    \
+    served: true\n    storage: true\n    schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {size: {type: integer}}}}}}\n";
+
+#[test]
+fn an_object_whose_kind_is_defined_beside_it_is_sound_and_checked() {
+    let widget = "apiVersion: example.org/v1\nkind: Widget\nmetadata: {name: a}\nspec:\n  size: 3\n";
+    let mut builder = builder();
+    // The file with the object is read before the one with the definition.
+    let both = builder.build(&snapshot(&[("a.yaml", widget), ("b.yaml", WIDGETS)]));
+    let ids: Vec<String> = both.objects.iter().map(|object| object.id.to_string()).collect();
+    assert_eq!(
+        ids,
+        ["Widget default/a", "CustomResourceDefinition widgets.example.org"],
+        "{:?}",
+        both.defects
+    );
+    let wrong = widget.replace("size", "sise");
+    let told = builder.build(&snapshot(&[("a.yaml", &wrong), ("b.yaml", WIDGETS)]));
+    assert!(told.defects[0].to_string().starts_with("a.yaml:5"), "{:?}", told.defects);
+    // Without its definition nobody knows it, unless the cluster does.
+    let alone = snapshot(&[("a.yaml", widget)]);
+    assert_eq!(builder.build(&alone).objects, []);
+    builder.live(Defined::of(
+        both.objects.iter().map(|object| &*object.value).filter(|value| value["kind"] != "Widget"),
+    ));
+    assert_eq!(builder.build(&alone).objects.len(), 1);
 }

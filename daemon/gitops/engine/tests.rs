@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 mod decisions;
+mod defined;
 mod faults;
 
 /// A real API server in memory, and an engine over a directory.
