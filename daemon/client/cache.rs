@@ -173,8 +173,8 @@ pub struct Caches {
     made: Arc<Mutex<Made>>,
 }
 
-/// Caches by the type they hold and, for kinds known by name only, that name.
-type Made = BTreeMap<(TypeId, String), Box<dyn Any + Send>>;
+/// Caches by the type they hold and, for kinds known by name only, that name; each with what ends its watch.
+type Made = BTreeMap<(TypeId, String), (Box<dyn Any + Send>, CancellationToken)>;
 
 impl fmt::Debug for Caches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -204,7 +204,7 @@ impl Caches {
     /// The cache of a kind known by its name only, whole objects.
     pub fn dynamic(&self, kind: &kube::api::ApiResource) -> Cache<kube::api::DynamicObject> {
         self.made(
-            &format!("{}/{}", kind.api_version, kind.plural),
+            &named(kind),
             || Api::all_with(self.client.clone(), kind),
             |api| watcher::watcher(api, config()).boxed(),
         )
@@ -216,10 +216,23 @@ impl Caches {
         kind: &kube::api::ApiResource,
     ) -> Cache<PartialObjectMeta<kube::api::DynamicObject>> {
         self.made(
-            &format!("{}/{}", kind.api_version, kind.plural),
+            &named(kind),
             || Api::<PartialObjectMeta<kube::api::DynamicObject>>::all_with(self.client.clone(), kind),
             |api| watcher::watcher(api, config()).boxed(),
         )
+    }
+
+    /// Ends the caches of a kind that is served no more; what they held has vanished. Asked for again, they begin anew.
+    pub fn forget(&self, kind: &kube::api::ApiResource) {
+        let name = named(kind);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.retain(|(_, known), (_, stop)| {
+            let gone = *known == name;
+            if gone {
+                stop.cancel();
+            }
+            !gone
+        });
     }
 
     /// The client behind the caches.
@@ -238,14 +251,26 @@ impl Caches {
     {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let id = (TypeId::of::<K>(), name.to_owned());
-        if let Some(cache) = made.get(&id).and_then(|any| any.downcast_ref::<Cache<K>>()) {
+        if let Some(cache) = made.get(&id).and_then(|(any, _)| any.downcast_ref::<Cache<K>>()) {
             return cache.clone();
         }
         let cache = Cache::<K>::new();
-        made.insert(id, Box::new(cache.clone()));
-        tokio::spawn(keep_current(cache.clone(), watch(api()), self.stop.clone()));
+        let stop = self.stop.child_token();
+        made.insert(id, (Box::new(cache.clone()), stop.clone()));
+        let (kept, ending, events) = (cache.clone(), self.stop.clone(), watch(api()));
+        tokio::spawn(async move {
+            keep_current(&kept, events, stop).await;
+            if !ending.is_cancelled() {
+                // The kind is gone, not the process.
+                kept.replace(BTreeMap::new());
+            }
+        });
         cache
     }
+}
+
+fn named(kind: &kube::api::ApiResource) -> String {
+    format!("{}/{}", kind.api_version, kind.plural)
 }
 
 fn config() -> watcher::Config {
@@ -253,7 +278,7 @@ fn config() -> watcher::Config {
 }
 
 async fn keep_current<K: Resource + Send + Sync + 'static>(
-    cache: Cache<K>,
+    cache: &Cache<K>,
     events: futures::stream::BoxStream<'static, watcher::Result<Event<K>>>,
     stop: CancellationToken,
 ) {

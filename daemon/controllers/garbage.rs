@@ -18,6 +18,7 @@ use reconcile::{Plan, Reconciler};
 use serde_json::{Value, json};
 
 use crate::Error;
+use crate::defined::Defined;
 use crate::step::{self, Note, Part, Place, Propagation, Step};
 
 pub(crate) use graph::{Graph, Node};
@@ -56,19 +57,22 @@ pub(crate) enum Owner {
 pub(crate) struct Garbage {
     client: Client,
     graph: Arc<Graph>,
+    defined: Arc<Defined>,
 }
 
 impl Garbage {
-    /// Over this graph.
-    pub(crate) fn new(client: Client, graph: Arc<Graph>) -> Garbage {
-        Garbage { client, graph }
+    /// Over this graph of objects, also of defined kinds.
+    pub(crate) fn new(client: Client, graph: Arc<Graph>, defined: Arc<Defined>) -> Garbage {
+        Garbage { client, graph, defined }
     }
 
     async fn owner(&self, node: &Node, reference: &OwnerReference) -> Result<Owner, Error> {
         if let Some(known) = self.graph.node(&reference.uid) {
             return Ok(state(node, reference, &known));
         }
-        let Some(kind) = api::kinds::by_kind(&reference.api_version, &reference.kind) else {
+        let known = api::kinds::by_kind(&reference.api_version, &reference.kind);
+        let defined = || self.defined.find(&reference.api_version, &reference.kind);
+        let Some(kind) = known.or_else(defined) else {
             return Ok(Owner::Present);
         };
         if kind.namespaced && node.namespace.is_none() {

@@ -8,6 +8,7 @@ mod claims;
 pub mod cluster;
 mod cronjob;
 mod daemonset;
+mod defined;
 mod deployment;
 mod disruption;
 mod endpoints;

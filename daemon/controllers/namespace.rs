@@ -16,6 +16,7 @@ use reconcile::{Plan, Reconciler};
 use serde::Deserialize;
 
 use crate::Error;
+use crate::defined::Defined;
 use crate::garbage::{Node, place};
 use crate::step::{self, Part, Place, Propagation, Step};
 
@@ -34,12 +35,13 @@ pub(crate) struct View {
 pub(crate) struct Namespaces {
     client: Client,
     namespaces: Cache<Namespace>,
+    defined: Arc<Defined>,
 }
 
 impl Namespaces {
-    /// Over this cache.
-    pub(crate) fn new(client: Client, namespaces: Cache<Namespace>) -> Namespaces {
-        Namespaces { client, namespaces }
+    /// Over this cache; namespaces may hold objects of defined kinds too.
+    pub(crate) fn new(client: Client, namespaces: Cache<Namespace>, defined: Arc<Defined>) -> Namespaces {
+        Namespaces { client, namespaces, defined }
     }
 }
 
@@ -62,17 +64,20 @@ impl Reconciler for Namespaces {
             return Ok(View::default());
         }
         let mut content = Vec::new();
-        for kind in api::kinds::stored_kinds().filter(|kind| kind.namespaced && can(kind, "list")) {
+        let kinds = api::kinds::stored_kinds().chain(self.defined.all());
+        for kind in kinds.filter(|kind| kind.namespaced && can(kind, "list")) {
             let at = place(kind, Some(key.name.clone()), String::new());
             let request = Request::get(at.collection())
                 .header("accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
                 .body(Vec::new())
                 .expect("a path made of names");
-            let listed: Listed = self
-                .client
-                .request(request)
-                .await
-                .map_err(|source| Error::Read { what: at.to_string(), source: Box::new(source) })?;
+            let listed: Listed = match self.client.request(request).await {
+                // Its definition went meanwhile, and with it all there was.
+                Err(error) if kind.custom().is_some() && client::is_not_found(&error) => continue,
+                answer => {
+                    answer.map_err(|source| Error::Read { what: at.to_string(), source: Box::new(source) })?
+                }
+            };
             content.extend(listed.items.iter().map(|object| Node::new(kind, &object.metadata)));
         }
         Ok(View { namespace: Some(namespace), content })

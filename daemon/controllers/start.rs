@@ -22,6 +22,7 @@ use reconcile::{Queue, Reconciler, Tasks};
 
 use crate::cronjob::{CronJobs, cron_of};
 use crate::daemonset::{self, DaemonSets, what_fits};
+use crate::defined::Defined;
 use crate::deployment::Deployments;
 use crate::endpoints::EndpointsOfServices;
 use crate::endpointslice::mirror::{Mirrors, mirrored_for};
@@ -253,9 +254,28 @@ impl Room<'_> {
             join_all(synced).await;
         }
         .shared();
-        let garbage = Garbage::new(self.client.clone(), graph);
+        let defined = Arc::<Defined>::default();
+        let (users, of_users) = (Arc::clone(&graph), of.clone());
+        let queues = (uids.clone(), namespaces.clone(), quotas);
+        let tasks = self.tasks.clone();
+        defined.follow(caches, move |kind, cache| {
+            let (uids, namespaces, quotas) = &queues;
+            follow(&users, kind, cache, Wakes { uids, namespaces, quotas, of: &of_users });
+            // An owner may have come and gone before the first list.
+            let (cache, graph, uids) = (cache.clone(), Arc::clone(&users), uids.clone());
+            tasks.spawn("unowned", move |stop| async move {
+                tokio::select! {
+                    biased;
+                    // Cancel-safe: a token stays cancelled.
+                    () = stop.cancelled() => {}
+                    // Cancel-safe: it only waits for the list to be there.
+                    () = cache.synced() => graph.unowned(kind).into_iter().for_each(|uid| uids.wake(uid)),
+                }
+            });
+        });
+        let garbage = Garbage::new(self.client.clone(), graph, Arc::clone(&defined));
         spawn(self.tasks, self.clock, &uids, garbage, synced.clone());
-        let controller = Namespaces::new(self.client.clone(), of.namespaces.clone());
+        let controller = Namespaces::new(self.client.clone(), of.namespaces.clone(), defined);
         spawn(self.tasks, self.clock, &namespaces, controller, synced);
     }
 }

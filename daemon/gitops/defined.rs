@@ -52,6 +52,12 @@ impl Defined {
         kind.custom().is_none() || self.0.contains_key(&(kind.api_version(), kind.kind.clone()))
     }
 
+    /// The kinds here that the other has in no version.
+    pub(crate) fn without(&self, other: &Defined) -> Vec<&'static Kind> {
+        let has = |kind: &Kind| other.0.values().any(|one| one.group == kind.group && one.kind == kind.kind);
+        self.0.values().copied().filter(|kind| !has(kind)).collect()
+    }
+
     /// Both; `other`'s where both define the same.
     pub(crate) fn and(&self, other: &Defined) -> Defined {
         Defined(self.0.iter().chain(&other.0).map(|(name, kind)| (name.clone(), *kind)).collect())

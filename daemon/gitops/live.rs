@@ -131,9 +131,21 @@ impl Watched {
         let versions: Vec<String> = established.iter().copied().map(version).collect();
         let mut known = lock(&self.defined);
         if known.0 != versions {
-            *known = (versions, Defined::of(established.iter().map(|definition| &definition.data)));
+            let now = Defined::of(established.iter().map(|definition| &definition.data));
+            for gone in known.1.without(&now) {
+                self.forget(gone);
+            }
+            *known = (versions, now);
         }
         known.1.clone()
+    }
+
+    /// Looks no more at a kind that is gone.
+    fn forget(&self, kind: &Kind) {
+        if let Some(of_group) = lock(&self.known).get_mut(kind.group.as_str()) {
+            of_group.remove(&kind.kind);
+        }
+        self.caches.forget(&resource(kind));
     }
 
     /// The current objects of a kind; waits for the first list.

@@ -10,6 +10,7 @@ mod adopt;
 mod bad_input;
 mod builds;
 mod decisions;
+mod defined;
 mod demo;
 mod down;
 mod drift;

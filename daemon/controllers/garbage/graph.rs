@@ -103,6 +103,17 @@ impl Graph {
         uids.filter_map(|uid| parts.nodes.get(uid).cloned()).collect()
     }
 
+    /// Those that name an owner of this kind which is not in the graph.
+    pub(crate) fn unowned(&self, kind: &Kind) -> Vec<String> {
+        let parts = self.parts();
+        let missing = |owner: &OwnerReference| {
+            let (group, _) = api::kinds::split_api_version(&owner.api_version);
+            owner.kind == kind.kind && group == kind.group && !parts.nodes.contains_key(&owner.uid)
+        };
+        let unowned = parts.nodes.values().filter(|node| node.owners.iter().any(missing));
+        unowned.map(|node| node.uid.clone()).collect()
+    }
+
     /// Takes over a change. The answer is whom to look at.
     fn changed(&self, uid: &str, node: Option<Node>) -> BTreeSet<String> {
         let mut parts = self.parts();
