@@ -24,6 +24,7 @@ use runtime::linux::{Demand, LinuxRuntime};
 use store::Store;
 use store::fjall_disk::FjallDisk;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::actions::Actions;
 use crate::config::{Config, Isolation};
@@ -40,6 +41,8 @@ const KUBIA_IMAGE: &str = "kubia:1";
 
 /// How long each room may take to stop.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A start is over after this long.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Why a node did not start, or did not stop clean.
 #[derive(Debug, thiserror::Error)]
@@ -326,6 +329,7 @@ impl Node {
         };
         let web = roof.web(clock)?;
         web.start(&tasks, web_listener);
+        tasks.spawn("settle", settle);
         Ok(Node { web, missing, tasks, store: ground.store, _lock: lock })
     }
 
@@ -353,6 +357,14 @@ fn signer(pki: &Pki) -> controllers::cluster::Signer {
             until: asked.until,
         })
     })
+}
+
+/// Once the start is over, most of the program is not needed: what runs from now on is mapped again as it is used.
+async fn settle(stop: CancellationToken) {
+    // Cancel-safe: a token stays cancelled.
+    if tokio::time::timeout(SETTLED, stop.cancelled()).await.is_err() {
+        shim::code::Code::of_this_program().let_go();
+    }
 }
 
 /// What the roof terrace shows and asks.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub mod cgroup;
+pub mod code;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 1;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shim::cgroup::Devices;
+use shim::code::Code;
 use shim::{Container, Exit, Observed, Sandbox, State};
 
 use crate::attach::Listener;
@@ -96,8 +97,8 @@ pub(crate) struct Shim {
     pub(crate) pause: Option<OwnedFd>,
     /// Who asked for the end.
     pub(crate) shutdown: Option<Waiter>,
-    /// Mappings of the program's file that can be let go of.
-    pub(crate) code: Vec<(usize, usize)>,
+    /// The program's own pages.
+    pub(crate) code: Code,
     /// More was done since the last wait than passing output on.
     pub(crate) stirred: bool,
 }
@@ -148,7 +149,7 @@ impl Shim {
             own_pid_namespace,
             pause,
             shutdown: None,
-            code: code(),
+            code: Code::of_this_program(),
             stirred: true,
         };
         shim.save().step(|| format!("write {}", dir.join(shim::STATE).display()))?;
@@ -211,32 +212,6 @@ fn pause() -> Result<OwnedFd, Fail> {
     }
 }
 
-/// The mappings of the program's code and constants.
-fn code() -> Vec<(usize, usize)> {
-    clean_mappings(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
-}
-
-/// Read-only mappings of files, in the text of `smaps`, of which no page was ever written: a page of relocations that
-/// was made read-only later counts as anonymous and must stay.
-fn clean_mappings(smaps: &str) -> Vec<(usize, usize)> {
-    let (mut found, mut last) = (Vec::new(), None);
-    for line in smaps.lines() {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        match fields.as_slice() {
-            [range, rights, _, _, _, path] if range.contains('-') => {
-                let file = path.starts_with('/') && !rights.contains('w');
-                let address = |text| usize::from_str_radix(text, 16).ok();
-                let ends = range.split_once('-').and_then(|(from, to)| Some((address(from)?, address(to)?)));
-                last = ends.filter(|_| file);
-            }
-            [range, _, _, _, _] if range.contains('-') => last = None,
-            ["Anonymous:", "0", "kB"] => found.extend(last.take()),
-            _ => {}
-        }
-    }
-    found
-}
-
 /// What the shim in this directory shall hold.
 pub(crate) fn read_spec(dir: &Path) -> Result<Sandbox, Fail> {
     let path = dir.join(shim::SPEC);
@@ -284,29 +259,4 @@ pub(crate) fn exit_of(status: rustix::process::WaitIdStatus) -> Exit {
         None => status.exit_status().unwrap_or(255),
     };
     Exit { code, signal, oom_killed: false, finished_at: now() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_pages_that_are_still_the_files_own_are_let_go() {
-        let smaps = "\
-00400000-00401000 r--p 00000000 fe:00 1 /bin/shim
-Rss:                   4 kB
-Anonymous:             0 kB
-00401000-00500000 r-xp 00001000 fe:00 1 /bin/shim
-Anonymous:             0 kB
-00550000-00560000 r--p 00150000 fe:00 1 /bin/shim
-Anonymous:            40 kB
-00560000-00561000 rw-p 00160000 fe:00 1 /bin/shim
-Anonymous:             0 kB
-00561000-00570000 rw-p 00000000 00:00 0
-Anonymous:             0 kB
-7fff00000000-7fff00001000 r-xp 00000000 00:00 0 [vdso]
-Anonymous:             0 kB
-";
-        assert_eq!(clean_mappings(smaps), [(0x0040_0000, 0x0040_1000), (0x0040_1000, 0x0050_0000)]);
-    }
 }

@@ -15,7 +15,6 @@ use crate::child::Fail;
 use crate::connection::{Connection, Line};
 use crate::log::Rest;
 use crate::sandbox::{self, Pump, Shim, Waiter, now};
-use crate::sys;
 
 /// What a ready descriptor stands for.
 #[derive(Clone)]
@@ -87,9 +86,7 @@ fn wait(shim: &Shim) -> Vec<Source> {
     // Unmaps the program: what the next event needs comes back from the page cache in microseconds, and an idle shim is
     // charged with the little that waiting takes.
     if shim.stirred {
-        for (from, to) in &shim.code {
-            sys::let_go(*from, *to);
-        }
+        shim.code.let_go();
     }
     if rustix::event::poll(&mut fds, None).is_err() {
         return Vec::new();

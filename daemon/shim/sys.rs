@@ -211,14 +211,6 @@ pub(crate) fn ignore(signal: c_int) {
     let _ = unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
-/// Lets go of the mapped pages between two addresses; what is needed again is mapped again from the program's file.
-///
-/// Only for read-only mappings of a file: their pages hold nothing that is not in it.
-pub(crate) fn let_go(from: usize, to: usize) {
-    // SAFETY: by the callers' promise the pages are clean copies of a file's, so losing them loses nothing.
-    let _ = unsafe { libc::madvise(from as *mut c_void, to.saturating_sub(from), libc::MADV_DONTNEED) };
-}
-
 /// Replaces the program; comes back only with an error.
 pub(crate) fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let list = |strings: &[CString]| {
