@@ -24,6 +24,7 @@ use runtime::linux::{Demand, LinuxRuntime};
 use store::Store;
 use store::fjall_disk::FjallDisk;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::actions::Actions;
@@ -41,7 +42,7 @@ const KUBIA_IMAGE: &str = "kubia:1";
 
 /// How long each room may take to stop.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A start is over after this long.
+/// A start or a sync is over after this long.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// Why a node did not start, or did not stop clean.
@@ -309,6 +310,7 @@ impl Node {
         })
         .map_err(room("the applications"))?;
         engine.start(&tasks);
+        let synced = engine.changed();
         engine.tell(&tasks, config.notify.clone(), clock).map_err(room("the notices"))?;
         let users = Users {
             images: ground.images.clone(),
@@ -329,7 +331,7 @@ impl Node {
         };
         let web = roof.web(clock)?;
         web.start(&tasks, web_listener);
-        tasks.spawn("settle", settle);
+        tasks.spawn("settle", move |stop| settle(stop, synced));
         Ok(Node { web, missing, tasks, store: ground.store, _lock: lock })
     }
 
@@ -359,12 +361,21 @@ fn signer(pki: &Pki) -> controllers::cluster::Signer {
     })
 }
 
-/// Once the start is over, most of the program is not needed: what runs from now on is mapped again as it is used.
-async fn settle(stop: CancellationToken) {
-    // Cancel-safe: a token stays cancelled.
-    if tokio::time::timeout(SETTLED, stop.cancelled()).await.is_err() {
-        shim::code::Code::of_this_program().let_go();
-    }
+/// Once a start or a sync is over, most of the program is not needed: what runs from now on is mapped again as it is used.
+async fn settle(stop: CancellationToken, mut synced: watch::Receiver<u64>) {
+    let code = shim::code::Code::of_this_program();
+    let rounds = async {
+        loop {
+            tokio::time::sleep(SETTLED).await;
+            synced.mark_unchanged();
+            code.let_go();
+            if synced.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Cancel-safe: a token stays cancelled, and nothing is half done between two rounds.
+    let _ = stop.run_until_cancelled(rounds).await;
 }
 
 /// What the roof terrace shows and asks.
