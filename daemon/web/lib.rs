@@ -241,20 +241,33 @@ impl Room {
 
 /// What there is to show, now and whenever it changes.
 fn views(room: Arc<Room>) -> impl Stream<Item = Arc<View>> + Send {
-    let changed = room.changed.subscribe();
-    let first: (Arc<Room>, watch::Receiver<u64>, Option<Arc<View>>) = (room, changed, None);
-    futures::stream::unfold(first, |(room, mut changed, last)| async move {
-        room.eyes.synced().await;
+    let seen = Seen { changed: room.changed.subscribe(), room, last: None, pause: BURST };
+    futures::stream::unfold(seen, |mut seen| async move {
+        seen.room.eyes.synced().await;
         loop {
-            changed.borrow_and_update();
-            let view = Arc::new(room.look());
-            if last.as_ref() != Some(&view) {
-                return Some((Arc::clone(&view), (room, changed, Some(view))));
+            if seen.last.is_some() {
+                seen.changed.changed().await.ok()?;
+                tokio::time::sleep(seen.pause).await;
             }
-            changed.changed().await.ok()?;
-            tokio::time::sleep(BURST).await;
+            seen.changed.borrow_and_update();
+            let begin = tokio::time::Instant::now();
+            let view = Arc::new(seen.room.look());
+            // The more there is to look at, the longer a burst is waited out: looking takes a tenth of the time at most.
+            seen.pause = BURST.max(begin.elapsed() * 10);
+            if seen.last.as_ref() != Some(&view) {
+                seen.last = Some(Arc::clone(&view));
+                return Some((view, seen));
+            }
         }
     })
+}
+
+/// What one listener was shown last.
+struct Seen {
+    room: Arc<Room>,
+    changed: watch::Receiver<u64>,
+    last: Option<Arc<View>>,
+    pause: Duration,
 }
 
 /// Where the token of a node with this data directory lies.
