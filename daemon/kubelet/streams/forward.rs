@@ -139,7 +139,7 @@ where
     }
     drop(outgoing);
     while let Some(Ok(message)) = source.next().await {
-        let Message::Binary(data) = message else { continue };
+        let Some(data) = websocket::carried(message) else { continue };
         let Some(to) = data.first().and_then(|channel| inputs.get(channel)) else { continue };
         // A connection that has ended takes nothing more.
         let _ = to.send(data.slice(1..)).await;

@@ -30,7 +30,7 @@ where
     let reader = tokio::spawn(async move {
         while let Some(Ok(message)) = source.next().await {
             // The client's own close is answered by the library when it is read; then the stream ends.
-            let Message::Binary(data) = message else { continue };
+            let Some(data) = carried(message) else { continue };
             let Some(message) = read(&data) else { continue };
             // Nobody listens once the program has ended; what still comes is read all the same.
             let _ = heard.send(message).await;
@@ -87,6 +87,15 @@ pub(super) fn frame(channel: u8, bytes: &[u8]) -> Message {
     Message::Binary(data.freeze())
 }
 
+/// What a message carries: some clients, that of Python among them, send what is text as text.
+pub(super) fn carried(message: Message) -> Option<Bytes> {
+    match message {
+        Message::Binary(data) => Some(data),
+        Message::Text(text) => Some(text.into()),
+        _ => None,
+    }
+}
+
 /// The bytes inside a WebSocket, without their frames.
 pub(super) async fn tunnel<S>(connection: S) -> DuplexStream
 where
@@ -98,7 +107,7 @@ where
     let (mut out, mut into) = tokio::io::split(far);
     tokio::spawn(async move {
         while let Some(Ok(message)) = source.next().await {
-            let Message::Binary(data) = message else { continue };
+            let Some(data) = carried(message) else { continue };
             if into.write_all(&data).await.is_err() {
                 return;
             }
