@@ -42,6 +42,13 @@ async fn measure() -> Vec<(String, f64, &'static str)> {
     figures.push(("pod_1_up_ms".to_owned(), millis(median(up)), "ms"));
     figures.push(("pod_1_down_ms".to_owned(), millis(median(down)), "ms"));
     figures.extend(parts(&runtime, &bed).await);
+    let (alone, whole) = run_true(&runtime, &bed).await;
+    figures.push(("true_start_to_exit_ms".to_owned(), millis(alone), "ms, in a pod that is there"));
+    figures.push(("pod_of_true_ms".to_owned(), millis(whole), "ms, with its pod made and removed"));
+    match crun_run_true(&bed) {
+        Some(theirs) => figures.push(("crun_run_true_ms".to_owned(), millis(theirs), "ms")),
+        None => eprintln!("no crun here that runs a container, to compare with"),
+    }
     for count in [20, 100] {
         let (up, down) = round(&runtime, &bed, 0..count).await;
         figures.push((format!("pods_{count}_up_ms"), millis(up), "ms"));
@@ -73,6 +80,44 @@ async fn parts(runtime: &Arc<LinuxRuntime>, bed: &Bed) -> Vec<(String, f64, &'st
     }
     let names = ["start_sandbox_ms", "start_container_ms", "exec_true_ms"];
     names.into_iter().zip(all).map(|(name, laps)| (name.to_owned(), millis(median(laps)), "ms")).collect()
+}
+
+/// A container of `true` from its start to its known exit, alone and with its pod.
+async fn run_true(runtime: &Arc<LinuxRuntime>, bed: &Bed) -> (Duration, Duration) {
+    let (mut alone, mut whole) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let begin = Instant::now();
+        runtime.start_sandbox(bed.ground.sandbox("true")).await.expect("a sandbox");
+        let start = Instant::now();
+        runtime.start_container("true", bed.ground.container("c", &["true"])).await.expect("a container");
+        conformance::ended(&**runtime, "true", "c", 0).await;
+        alone.push(start.elapsed());
+        runtime.stop_sandbox("true").await.expect("stopped");
+        whole.push(begin.elapsed());
+    }
+    (median(alone), median(whole))
+}
+
+/// One `crun run` of the same, of twenty; none when there is no crun, or it runs nothing here.
+fn crun_run_true(bed: &Bed) -> Option<Duration> {
+    const RUNS: u32 = 20;
+    let bundle = bed.dir.path().join("bundle");
+    std::fs::create_dir_all(&bundle).ok()?;
+    let spec = std::process::Command::new("crun").arg("spec").current_dir(&bundle).output().ok()?;
+    let text = std::fs::read_to_string(bundle.join("config.json")).ok().filter(|_| spec.status.success())?;
+    let mut config: serde_json::Value = serde_json::from_str(&text).ok()?;
+    config["process"]["args"] = serde_json::json!(["true"]);
+    config["process"]["terminal"] = false.into();
+    config["root"]["path"] = bed.ground.layers[0].to_string_lossy().into();
+    std::fs::write(bundle.join("config.json"), config.to_string()).ok()?;
+    // Debian's crun does not run beside a v2 tree without controllers; in a mount namespace of its own there is none.
+    let script = format!(
+        "umount -l /sys/fs/cgroup/unified 2> /dev/null; for n in $(seq {RUNS}); do crun run -b '{}' true-$n || exit 1; done",
+        bundle.display()
+    );
+    let begin = Instant::now();
+    let ran = std::process::Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().ok()?;
+    ran.status.success().then(|| begin.elapsed() / RUNS)
 }
 
 /// Starts and stops pods side by side.

@@ -19,15 +19,27 @@ impl Code {
     }
 
     /// Takes them out of the process's resident memory.
+    #[inline]
     pub fn let_go(&self) {
         for (from, to) in &self.0 {
             // SAFETY: these are read-only pages of the program's file that were never written, so losing the copies
             // loses nothing, and nobody unmaps the program while it runs.
             #[expect(unsafe_code, reason = "there is no safe wrapper for madvise")]
             let _ = unsafe {
-                libc::madvise(*from as *mut libc::c_void, to.saturating_sub(*from), libc::MADV_DONTNEED)
+                rustix::mm::madvise(
+                    *from as *mut std::ffi::c_void,
+                    to.saturating_sub(*from),
+                    rustix::mm::Advice::LinuxDontNeed,
+                )
             };
         }
+    }
+
+    /// The same, and waits by a system call: of the program only this function is mapped meanwhile.
+    #[inline(never)]
+    pub fn let_go_and<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.let_go();
+        wait()
     }
 }
 

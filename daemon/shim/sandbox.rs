@@ -99,8 +99,6 @@ pub(crate) struct Shim {
     pub(crate) shutdown: Option<Waiter>,
     /// The program's own pages.
     pub(crate) code: Code,
-    /// More was done since the last wait than passing output on.
-    pub(crate) stirred: bool,
 }
 
 /// Nanoseconds since 1970.
@@ -150,7 +148,6 @@ impl Shim {
             pause,
             shutdown: None,
             code: Code::of_this_program(),
-            stirred: true,
         };
         shim.save().step(|| format!("write {}", dir.join(shim::STATE).display()))?;
         Ok(shim)

@@ -5,7 +5,7 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
@@ -40,7 +40,6 @@ enum Report {
 pub(crate) fn until_shutdown(mut shim: Shim) {
     loop {
         let ready = wait(&shim);
-        shim.stirred = ready.iter().any(|source| !matches!(source, Source::Pump(..)));
         for source in ready {
             step(&mut shim, source);
         }
@@ -83,13 +82,13 @@ fn wait(shim: &Shim) -> Vec<Source> {
     }
     let mut fds: Vec<PollFd<'_>> =
         sources.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-    // Unmaps the program: what the next event needs comes back from the page cache in microseconds, and an idle shim is
-    // charged with the little that waiting takes.
-    if shim.stirred {
-        shim.code.let_go();
-    }
-    if rustix::event::poll(&mut fds, None).is_err() {
-        return Vec::new();
+    // Before a wait that will last the program is unmapped: what the next event needs comes back from the page cache in
+    // microseconds, and an idle shim is charged with the little that waiting takes.
+    let busy = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if busy.is_ok_and(|ready| ready == 0) {
+        if shim.code.let_go_and(|| rustix::event::poll(&mut fds, None)).is_err() {
+            return Vec::new();
+        }
     }
     let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
     sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| source).collect()
