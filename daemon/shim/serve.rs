@@ -85,10 +85,9 @@ fn wait(shim: &Shim) -> Vec<Source> {
     // Before a wait that will last the program is unmapped: what the next event needs comes back from the page cache in
     // microseconds, and an idle shim is charged with the little that waiting takes.
     let busy = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-    if busy.is_ok_and(|ready| ready == 0) {
-        if shim.code.let_go_and(|| rustix::event::poll(&mut fds, None)).is_err() {
-            return Vec::new();
-        }
+    let quiet = busy.is_ok_and(|ready| ready == 0);
+    if quiet && shim.code.let_go_and(|| rustix::event::poll(&mut fds, None)).is_err() {
+        return Vec::new();
     }
     let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
     sources.into_iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| source).collect()

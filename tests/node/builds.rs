@@ -195,7 +195,7 @@ fn what_is_saved_is_read_by_others_and_what_they_make_is_loaded() {
     assert!(loaded.contains("foreign:1"), "{loaded}");
     node.save(
         "a.yaml",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  restartPolicy: Never\n  containers:\n  - {name: a, image: 'foreign:1', imagePullPolicy: Never, command: [sh, -c, 'cat /etc/origin /opt/linked; ls /bin/yes; stat -c %a /opt']}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  restartPolicy: Never\n  containers:\n  - {name: a, image: 'foreign:1', imagePullPolicy: Never, command: [sh, -c, 'exec 2>&1; cat /etc/origin /opt/linked; ls /bin/yes; stat -c %a /opt']}\n",
     );
     until("the pod is there", PATIENCE, || {
         node.find("pod", "a").map(|_| ()).ok_or("there is none".to_owned())
