@@ -60,6 +60,46 @@ async fn the_last_words_of_a_program_outlive_what_its_client_says_meanwhile() {
     done.await.unwrap();
 }
 
+/// A client that can be slow to answer: the frames that it reads, as they stand on the wire.
+async fn frame(client: &mut DuplexStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 2];
+    client.read_exact(&mut head).await.unwrap();
+    let mut data = vec![0; usize::from(head[1])];
+    client.read_exact(&mut data).await.unwrap();
+    (head[0], data)
+}
+
+const PING: u8 = 0x89;
+const BINARY: u8 = 0x82;
+
+#[tokio::test(start_paused = true)]
+async fn a_program_is_heard_as_soon_as_its_client_has_answered_a_ping_or_spoken() {
+    // Masked, as a client's frames are: a pong, and the end of stdin in v5.
+    for answer in [&[0x8a, 0x80, 0, 0, 0, 0][..], &[0x82, 0x82, 0, 0, 0, 0, 255, 0][..]] {
+        let began = tokio::time::Instant::now();
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let wire = websocket::wire(server).await;
+        tokio::spawn(connect(wire, echo("hello").await, EndOf::Exec, STDERR));
+        assert_eq!(frame(&mut client).await, (PING, Vec::new()));
+        let early = tokio::time::timeout(Duration::from_millis(200), client.read_u8()).await;
+        assert!(early.is_err(), "nothing is said before the client has answered");
+        client.write_all(answer).await.unwrap();
+        assert_eq!(frame(&mut client).await, (BINARY, b"\x01hello\n".to_vec()));
+        assert_eq!(began.elapsed().as_millis() / 10, 20);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_answers_no_ping_hears_its_program_a_moment_later() {
+    let began = tokio::time::Instant::now();
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let wire = websocket::wire(server).await;
+    tokio::spawn(connect(wire, echo("hello").await, EndOf::Exec, STDERR));
+    assert_eq!(frame(&mut client).await, (PING, Vec::new()));
+    assert_eq!(frame(&mut client).await, (BINARY, b"\x01hello\n".to_vec()));
+    assert_eq!(began.elapsed().as_millis() / 10, 25);
+}
+
 #[tokio::test]
 async fn why_nothing_started_is_told_on_the_stream_that_the_client_reads() {
     for channel in [STDOUT, STDERR] {
@@ -68,6 +108,7 @@ async fn why_nothing_started_is_told_on_the_stream_that_the_client_reads() {
         let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
         let started = FakeRuntime::default().exec("none", "c", ExecSpec::default()).await;
         let done = tokio::spawn(connect(wire, started, EndOf::Exec, channel));
+        let Message::Ping(_) = client.next().await.unwrap().unwrap() else { panic!("it is greeted") };
         let Message::Binary(first) = client.next().await.unwrap().unwrap() else { panic!("it is told") };
         assert_eq!(first[0], channel);
         drop(client);

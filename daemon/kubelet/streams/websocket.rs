@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::SplitSink;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -16,9 +16,14 @@ use super::{Incoming, PIECE, SIZE, STDIN, Wire};
 
 /// How long a client may take to see the end of a connection.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long the first words wait for a client that answers no ping.
+const GREETING: Duration = Duration::from_millis(250);
 const CLOSE_CHANNEL: u8 = 255;
 
 /// The channels of a program over this connection.
+///
+/// kubectl before 1.33 begins to read beside making its streams, and throws away what comes for a stream that it has not
+/// made yet. So nothing is said before it has answered a ping, or said something itself.
 pub(super) async fn wire<S>(connection: S) -> Wire
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -27,8 +32,14 @@ where
     let (mut sink, mut source) = socket.split();
     let (outgoing, mut said) = mpsc::channel::<(u8, Bytes)>(16);
     let (heard, incoming) = mpsc::channel(16);
+    let (greeted, answered) = oneshot::channel::<()>();
     let reader = tokio::spawn(async move {
+        let mut greeted = Some(greeted);
         while let Some(Ok(message)) = source.next().await {
+            if let Some(greeted) = greeted.take() {
+                // The writer may have waited long enough already.
+                let _ = greeted.send(());
+            }
             // The client's own close is answered by the library when it is read; then the stream ends.
             let Some(data) = carried(message) else { continue };
             let Some(message) = read(&data) else { continue };
@@ -38,6 +49,11 @@ where
     });
     let carrier = tokio::spawn(async move {
         let mut reader = reader;
+        if sink.send(Message::Ping(Bytes::new())).await.is_err() {
+            return reader.abort();
+        }
+        // Whether it answered, left or keeps silent: it is spoken to now.
+        let _ = tokio::time::timeout(GREETING, answered).await;
         loop {
             let next = tokio::select! {
                 biased;
