@@ -6,6 +6,7 @@
 
 mod cache;
 mod clock;
+mod correlate;
 mod events;
 pub mod faults;
 

@@ -9,13 +9,12 @@ use client::{Cache, Key};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
 use crate::cluster::{Signer, Signing};
-use crate::step::{self, Part, Place, Step, seconds};
+use crate::step::{self, Door, Part, Place, Step, seconds};
 
 const OURS: [&str; 3] = [
     "kubernetes.io/kube-apiserver-client",
@@ -40,7 +39,7 @@ pub(crate) enum Act {
 
 /// Signs requests.
 pub(crate) struct Certificates {
-    client: Client,
+    client: Door,
     requests: Cache<CertificateSigningRequest>,
     signer: Signer,
 }
@@ -48,7 +47,7 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Over this cache.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         requests: Cache<CertificateSigningRequest>,
         signer: Signer,
     ) -> Certificates {

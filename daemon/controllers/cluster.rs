@@ -23,6 +23,7 @@ use crate::loadbalancer::{LoadBalancers, all_ours};
 use crate::podgc::{PodGarbage, node_of};
 use crate::pods;
 use crate::serviceaccount::{Accounts, ROOT_CA};
+use crate::step::Door;
 use crate::storage::claim::Claims;
 use crate::storage::ephemeral::{Ephemeral, declares};
 use crate::storage::protection::{Protection, claims_of};
@@ -81,17 +82,18 @@ impl std::fmt::Debug for Parts {
 
 /// Starts the controllers of the cluster. Stopped by stopping the tasks.
 pub fn start(parts: &Parts, tasks: &Tasks) {
-    accounts(parts, tasks);
-    storage(parts, tasks);
-    disruptions(parts, tasks);
-    load_balancers(parts, tasks);
-    pod_garbage(parts, tasks);
-    scalers(parts, tasks);
-    events(parts, tasks);
-    certificates(parts, tasks);
+    let door = Door::new(&parts.caches, parts.clock, tasks.token());
+    accounts(parts, &door, tasks);
+    storage(parts, &door, tasks);
+    disruptions(parts, &door, tasks);
+    load_balancers(parts, &door, tasks);
+    pod_garbage(parts, &door, tasks);
+    scalers(parts, &door, tasks);
+    events(parts, &door, tasks);
+    certificates(parts, &door, tasks);
 }
 
-fn accounts(parts: &Parts, tasks: &Tasks) {
+fn accounts(parts: &Parts, door: &Door, tasks: &Tasks) {
     let metadata = |kind: &str| {
         let kind = api::kinds::by_kind("v1", kind).expect("a kind of the core that is always served");
         parts.caches.metadata(&resource(kind))
@@ -109,7 +111,7 @@ fn accounts(parts: &Parts, tasks: &Tasks) {
         });
     }
     let synced = (namespaces.clone(), accounts.clone(), maps);
-    let client = parts.caches.client();
+    let client = door.clone();
     let controller = Accounts::new(client, namespaces, accounts, Arc::clone(&parts.root_ca));
     spawn(tasks, parts.clock, &queue, controller, async move {
         synced.0.synced().await;
@@ -118,10 +120,10 @@ fn accounts(parts: &Parts, tasks: &Tasks) {
     });
 }
 
-fn storage(parts: &Parts, tasks: &Tasks) {
+fn storage(parts: &Parts, door: &Door, tasks: &Tasks) {
     let caches = &parts.caches;
     let seen = Seen {
-        client: caches.client(),
+        client: door.clone(),
         claims: caches.of::<PersistentVolumeClaim>(),
         volumes: caches.of::<PersistentVolume>(),
         classes: caches.of::<StorageClass>(),
@@ -186,7 +188,7 @@ fn unbound(claims: &Cache<PersistentVolumeClaim>) -> impl Iterator<Item = Key> +
     })
 }
 
-fn disruptions(parts: &Parts, tasks: &Tasks) {
+fn disruptions(parts: &Parts, door: &Door, tasks: &Tasks) {
     let caches = &parts.caches;
     let seen = disruption::Seen {
         budgets: caches.of(),
@@ -211,7 +213,7 @@ fn disruptions(parts: &Parts, tasks: &Tasks) {
     wake_beside(&seen.deployments, &seen.budgets, &queue);
     wake_beside(&seen.stateful, &seen.budgets, &queue);
     wake_beside(&seen.controllers, &seen.budgets, &queue);
-    spawn(tasks, parts.clock, &queue, Disruptions::new(caches.client(), seen.clone()), seen.synced());
+    spawn(tasks, parts.clock, &queue, Disruptions::new(door.clone(), seen.clone()), seen.synced());
 }
 
 /// A change of an object wakes all of another kind in its namespace.
@@ -226,7 +228,7 @@ where
     });
 }
 
-fn load_balancers(parts: &Parts, tasks: &Tasks) {
+fn load_balancers(parts: &Parts, door: &Door, tasks: &Tasks) {
     let (services, nodes) = (parts.caches.of::<Service>(), parts.caches.of::<Node>());
     let queue = Queue::new();
     wake_itself(&services, &queue);
@@ -236,7 +238,7 @@ fn load_balancers(parts: &Parts, tasks: &Tasks) {
     let (wakes, known) = (queue.clone(), services.clone());
     nodes.listen(move |_| all_ours(&known).into_iter().for_each(|key| wakes.wake(key)));
     let synced = (services.clone(), nodes.clone());
-    let client = parts.caches.client();
+    let client = door.clone();
     let controller = LoadBalancers::new(client, services, nodes, Arc::clone(&parts.listening));
     spawn(tasks, parts.clock, &queue, controller, async move {
         synced.0.synced().await;
@@ -244,7 +246,7 @@ fn load_balancers(parts: &Parts, tasks: &Tasks) {
     });
 }
 
-fn pod_garbage(parts: &Parts, tasks: &Tasks) {
+fn pod_garbage(parts: &Parts, door: &Door, tasks: &Tasks) {
     let (pods, nodes) = (parts.caches.of::<Pod>(), parts.caches.of::<Node>());
     let queue = Queue::new();
     let (wakes, known) = (queue.clone(), nodes.clone());
@@ -270,34 +272,34 @@ fn pod_garbage(parts: &Parts, tasks: &Tasks) {
         }
     });
     let synced = (pods.clone(), nodes.clone());
-    let controller = PodGarbage::new(parts.caches.client(), pods, nodes, parts.clock);
+    let controller = PodGarbage::new(door.clone(), pods, nodes, parts.clock);
     spawn(tasks, parts.clock, &queue, controller, async move {
         synced.0.synced().await;
         synced.1.synced().await;
     });
 }
 
-fn scalers(parts: &Parts, tasks: &Tasks) {
+fn scalers(parts: &Parts, door: &Door, tasks: &Tasks) {
     let scalers = parts.caches.of::<HorizontalPodAutoscaler>();
     let (pods, queue) = (parts.caches.of::<Pod>(), Queue::new());
     wake_itself(&scalers, &queue);
     let synced = (scalers.clone(), pods.clone());
-    spawn(tasks, parts.clock, &queue, Scalers::new(parts.caches.client(), scalers, pods), async move {
+    spawn(tasks, parts.clock, &queue, Scalers::new(door.clone(), scalers, pods), async move {
         synced.0.synced().await;
         synced.1.synced().await;
     });
 }
 
-fn events(parts: &Parts, tasks: &Tasks) {
+fn events(parts: &Parts, door: &Door, tasks: &Tasks) {
     let queue = Queue::new();
     queue.wake(All);
-    spawn(tasks, parts.clock, &queue, EventTtl(parts.caches.client()), async {});
+    spawn(tasks, parts.clock, &queue, EventTtl(door.clone()), async {});
 }
 
-fn certificates(parts: &Parts, tasks: &Tasks) {
+fn certificates(parts: &Parts, door: &Door, tasks: &Tasks) {
     let (requests, queue) = (parts.caches.of::<CertificateSigningRequest>(), Queue::new());
     wake_itself(&requests, &queue);
     let synced = requests.clone();
-    let controller = Certificates::new(parts.caches.client(), requests, Arc::clone(&parts.signer));
+    let controller = Certificates::new(door.clone(), requests, Arc::clone(&parts.signer));
     spawn(tasks, parts.clock, &queue, controller, async move { synced.synced().await });
 }

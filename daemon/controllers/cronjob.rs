@@ -13,14 +13,13 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
 use crate::job::end_of;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{controller, name, uid};
-use crate::step::{self, Done, Note, Step, controlled_by, whole_seconds};
+use crate::step::{self, Done, Door, Note, Step, controlled_by, whole_seconds};
 
 const COMPONENT: &str = "cronjob-controller";
 const SCHEDULED: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
@@ -47,7 +46,7 @@ pub(crate) struct View {
 
 /// Keeps CronJobs.
 pub(crate) struct CronJobs {
-    client: Client,
+    client: Door,
     crons: Cache<CronJob>,
     jobs: Owned<Job>,
     pending: Pending,
@@ -57,7 +56,7 @@ pub(crate) struct CronJobs {
 
 impl CronJobs {
     /// Over these caches.
-    pub(crate) fn new(client: Client, crons: Cache<CronJob>, jobs: Owned<Job>) -> CronJobs {
+    pub(crate) fn new(client: Door, crons: Cache<CronJob>, jobs: Owned<Job>) -> CronJobs {
         // As Kubernetes: the zone of the machine that the controller runs on.
         let zone = TimeZone::system();
         CronJobs { client, crons, jobs, pending: Pending::default(), told: Mutex::default(), zone }

@@ -13,7 +13,6 @@ use client::{Cache, Key};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetSpec, DaemonSetStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
@@ -21,7 +20,7 @@ use crate::claims::claims;
 use crate::history::{self, REVISION_HASH};
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{self, controller, name, uid};
-use crate::step::{self, Done, Note, Step};
+use crate::step::{self, Done, Door, Note, Step};
 
 pub(crate) use fit::what_fits;
 
@@ -58,7 +57,7 @@ pub(crate) struct Caches {
 
 /// Keeps DaemonSets.
 pub(crate) struct DaemonSets {
-    client: Client,
+    client: Door,
     sets: Cache<DaemonSet>,
     pods: Owned<Pod>,
     revisions: Owned<ControllerRevision>,
@@ -68,7 +67,7 @@ pub(crate) struct DaemonSets {
 
 impl DaemonSets {
     /// Over these caches.
-    pub(crate) fn new(client: Client, caches: Caches) -> DaemonSets {
+    pub(crate) fn new(client: Door, caches: Caches) -> DaemonSets {
         DaemonSets {
             client,
             sets: caches.sets,

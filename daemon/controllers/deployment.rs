@@ -18,14 +18,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
 use crate::claims::claims;
 use crate::owned::Owned;
 use crate::pods::{self, controller, uid};
-use crate::step::{self, Note, Step};
+use crate::step::{self, Door, Note, Step};
 
 pub(crate) use sets::Sets;
 
@@ -52,7 +51,7 @@ pub(crate) struct View {
 
 /// Keeps Deployments.
 pub(crate) struct Deployments {
-    client: Client,
+    client: Door,
     deployments: Cache<Deployment>,
     sets: Owned<ReplicaSet>,
     pods: Owned<Pod>,
@@ -61,7 +60,7 @@ pub(crate) struct Deployments {
 impl Deployments {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         deployments: Cache<Deployment>,
         sets: Owned<ReplicaSet>,
         pods: Owned<Pod>,

@@ -13,12 +13,11 @@ use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
 use crate::pods::{self, controller, selected};
-use crate::step::{self, Step};
+use crate::step::{self, Door, Step};
 
 /// How long a granted eviction counts although the pod does not go, as documented.
 const GRANTED: Duration = Duration::from_secs(120);
@@ -53,7 +52,7 @@ pub(crate) struct Seen {
 
 /// Keeps the status of budgets.
 pub(crate) struct Disruptions {
-    client: Client,
+    client: Door,
     seen: Seen,
 }
 
@@ -97,7 +96,7 @@ impl Seen {
 
 impl Disruptions {
     /// Over these caches.
-    pub(crate) fn new(client: Client, seen: Seen) -> Disruptions {
+    pub(crate) fn new(client: Door, seen: Seen) -> Disruptions {
         Disruptions { client, seen }
     }
 }

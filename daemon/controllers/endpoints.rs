@@ -11,13 +11,12 @@ use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
 use crate::endpointslice::{HEADLESS, address, families, headless, hostname, pods_of, ports};
 use crate::pods;
-use crate::step::{self, Part, Place, Step};
+use crate::step::{self, Door, Part, Place, Step};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 /// What Kubernetes' own controller writes there.
@@ -39,7 +38,7 @@ pub(crate) struct View {
 
 /// Keeps Endpoints.
 pub(crate) struct EndpointsOfServices {
-    client: Client,
+    client: Door,
     services: Cache<Service>,
     pods: Cache<Pod>,
     endpoints: Cache<Endpoints>,
@@ -48,7 +47,7 @@ pub(crate) struct EndpointsOfServices {
 impl EndpointsOfServices {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         services: Cache<Service>,
         pods: Cache<Pod>,
         endpoints: Cache<Endpoints>,

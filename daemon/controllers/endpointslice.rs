@@ -16,12 +16,11 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
 use crate::pods::{self, name, uid};
-use crate::step::{self, Step, controlled_by};
+use crate::step::{self, Door, Step, controlled_by};
 use slices::{Endpoints, Group, Keeper, MANAGED_BY, Port, SERVICE, endpoint_key};
 
 /// What Kubernetes' own controller writes there.
@@ -45,7 +44,7 @@ pub(crate) struct View {
 
 /// Keeps EndpointSlices.
 pub(crate) struct EndpointSlices {
-    client: Client,
+    client: Door,
     services: Cache<Service>,
     pods: Cache<Pod>,
     slices: Cache<EndpointSlice>,
@@ -55,7 +54,7 @@ pub(crate) struct EndpointSlices {
 impl EndpointSlices {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         services: Cache<Service>,
         pods: Cache<Pod>,
         slices: Cache<EndpointSlice>,

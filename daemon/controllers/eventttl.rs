@@ -8,12 +8,11 @@ use std::time::Duration;
 use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
-use kube::Client;
 use kube::core::ObjectList;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
-use crate::step::{self, Step};
+use crate::step::{self, Door, Step};
 
 /// How long an event stays, as by default.
 const TTL: Duration = Duration::from_secs(3600);
@@ -31,7 +30,7 @@ impl Display for All {
 }
 
 /// Takes old events away.
-pub(crate) struct EventTtl(pub(crate) Client);
+pub(crate) struct EventTtl(pub(crate) Door);
 
 impl Reconciler for EventTtl {
     type Key = All;

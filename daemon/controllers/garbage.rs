@@ -13,13 +13,12 @@ use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::{Value, json};
 
 use crate::Error;
 use crate::defined::Defined;
-use crate::step::{self, Note, Part, Place, Propagation, Step};
+use crate::step::{self, Door, Note, Part, Place, Propagation, Step};
 
 pub(crate) use graph::{Graph, Node};
 
@@ -55,14 +54,14 @@ pub(crate) enum Owner {
 
 /// Collects garbage. A key is the uid of an object.
 pub(crate) struct Garbage {
-    client: Client,
+    client: Door,
     graph: Arc<Graph>,
     defined: Arc<Defined>,
 }
 
 impl Garbage {
     /// Over this graph of objects, also of defined kinds.
-    pub(crate) fn new(client: Client, graph: Arc<Graph>, defined: Arc<Defined>) -> Garbage {
+    pub(crate) fn new(client: Door, graph: Arc<Graph>, defined: Arc<Defined>) -> Garbage {
         Garbage { client, graph, defined }
     }
 

@@ -20,7 +20,6 @@ use k8s_openapi::api::autoscaling::v2::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::{Value, json};
 
@@ -29,7 +28,7 @@ pub(crate) use measure::Usage;
 
 use crate::Error;
 use crate::pods;
-use crate::step::{self, Note, Part, Place, Step};
+use crate::step::{self, Door, Note, Part, Place, Step};
 
 const COMPONENT: &str = "horizontal-pod-autoscaler";
 /// How often the load is looked at, as by default.
@@ -75,7 +74,7 @@ pub(crate) enum Act {
 
 /// Keeps counts as the load asks.
 pub(crate) struct Scalers {
-    client: Client,
+    client: Door,
     scalers: Cache<HorizontalPodAutoscaler>,
     pods: Cache<Pod>,
     past: Mutex<BTreeMap<Key, Past>>,
@@ -83,7 +82,7 @@ pub(crate) struct Scalers {
 
 impl Scalers {
     /// Over these caches.
-    pub(crate) fn new(client: Client, scalers: Cache<HorizontalPodAutoscaler>, pods: Cache<Pod>) -> Scalers {
+    pub(crate) fn new(client: Door, scalers: Cache<HorizontalPodAutoscaler>, pods: Cache<Pod>) -> Scalers {
         Scalers { client, scalers, pods, past: Mutex::default() }
     }
 

@@ -16,7 +16,6 @@ use client::{Cache, Key};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
@@ -24,7 +23,7 @@ use crate::Error;
 use crate::claims::held_claims;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{controller, uid};
-use crate::step::{self, Done, Note, Place, Propagation, Step, whole_seconds};
+use crate::step::{self, Done, Door, Note, Place, Propagation, Step, whole_seconds};
 
 use count::{Count, count};
 
@@ -56,7 +55,7 @@ pub(crate) struct View {
 
 /// Keeps Jobs.
 pub(crate) struct Jobs {
-    client: Client,
+    client: Door,
     jobs: Cache<Job>,
     all: Cache<Pod>,
     pods: Owned<Pod>,
@@ -65,7 +64,7 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Over these caches.
-    pub(crate) fn new(client: Client, jobs: Cache<Job>, all: Cache<Pod>, pods: Owned<Pod>) -> Jobs {
+    pub(crate) fn new(client: Door, jobs: Cache<Job>, all: Cache<Pod>, pods: Owned<Pod>) -> Jobs {
         Jobs { client, jobs, all, pods, pending: Pending::default() }
     }
 

@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use client::{Cache, Key, key_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::{Value, json};
 
 use crate::Error;
 use crate::cluster::{Listening, Port};
-use crate::step::{self, Note, Part, Place, Step};
+use crate::step::{self, Door, Note, Part, Place, Step};
 
 const COMPONENT: &str = "service-controller";
 
@@ -34,7 +33,7 @@ pub(crate) struct View {
 
 /// Keeps the status of Services of type LoadBalancer.
 pub(crate) struct LoadBalancers {
-    client: Client,
+    client: Door,
     services: Cache<Service>,
     nodes: Cache<Node>,
     listening: Listening,
@@ -44,7 +43,7 @@ pub(crate) struct LoadBalancers {
 impl LoadBalancers {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         services: Cache<Service>,
         nodes: Cache<Node>,
         listening: Listening,

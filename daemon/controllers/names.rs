@@ -93,11 +93,6 @@ pub(crate) fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// The name of the event that says this of that object.
-pub(crate) fn event_name(object: &str, parts: &[&str]) -> String {
-    format!("{object}.{:016x}", mixed(hash(parts.join("\n").as_bytes())))
-}
-
 /// FNV-1a.
 pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes

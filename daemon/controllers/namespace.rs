@@ -10,7 +10,6 @@ use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Client;
 use kube::core::PartialObjectMeta;
 use reconcile::{Plan, Reconciler};
 use serde::Deserialize;
@@ -18,7 +17,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::defined::Defined;
 use crate::garbage::{Node, place};
-use crate::step::{self, Part, Place, Propagation, Step};
+use crate::step::{self, Door, Part, Place, Propagation, Step};
 
 const FINALIZER: &str = "kubernetes";
 
@@ -33,14 +32,14 @@ pub(crate) struct View {
 
 /// Empties namespaces.
 pub(crate) struct Namespaces {
-    client: Client,
+    client: Door,
     namespaces: Cache<Namespace>,
     defined: Arc<Defined>,
 }
 
 impl Namespaces {
     /// Over this cache; namespaces may hold objects of defined kinds too.
-    pub(crate) fn new(client: Client, namespaces: Cache<Namespace>, defined: Arc<Defined>) -> Namespaces {
+    pub(crate) fn new(client: Door, namespaces: Cache<Namespace>, defined: Arc<Defined>) -> Namespaces {
         Namespaces { client, namespaces, defined }
     }
 }

@@ -11,13 +11,12 @@ use client::{Cache, Clock, Key, key_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
 use crate::pods;
-use crate::step::{self, Part, Place, Propagation, Step};
+use crate::step::{self, Door, Part, Place, Propagation, Step};
 
 /// How long a node must be gone before its pods go, as documented.
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -37,7 +36,7 @@ pub(crate) struct View {
 
 /// Takes pods away that nobody else takes away.
 pub(crate) struct PodGarbage {
-    client: Client,
+    client: Door,
     pods: Cache<Pod>,
     nodes: Cache<Node>,
     clock: Clock,
@@ -46,7 +45,7 @@ pub(crate) struct PodGarbage {
 
 impl PodGarbage {
     /// Over these caches.
-    pub(crate) fn new(client: Client, pods: Cache<Pod>, nodes: Cache<Node>, clock: Clock) -> PodGarbage {
+    pub(crate) fn new(client: Door, pods: Cache<Pod>, nodes: Cache<Node>, clock: Clock) -> PodGarbage {
         PodGarbage { client, pods, nodes, clock, lost: Mutex::default() }
     }
 

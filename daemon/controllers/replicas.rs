@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::{Client, Resource};
+use kube::Resource;
 use reconcile::{Plan, Reconciler};
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ use crate::claims::claims;
 use crate::names::Names;
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{self, controller, name, uid};
-use crate::step::{self, Done, Note, Step, controlled_by, said, whole_seconds};
+use crate::step::{self, Done, Door, Note, Step, controlled_by, said, whole_seconds};
 
 /// Pods made at once before the first of them is known to be accepted; each further batch is twice as large.
 pub(crate) const FIRST_BATCH: usize = 16;
@@ -73,7 +73,7 @@ pub(crate) struct View<K> {
 
 /// Keeps one kind.
 pub(crate) struct Replicas<K> {
-    client: Client,
+    client: Door,
     sets: Cache<K>,
     pods: Owned<Pod>,
     pending: Pending,
@@ -81,7 +81,7 @@ pub(crate) struct Replicas<K> {
 
 impl<K: Replicated> Replicas<K> {
     /// Over these caches.
-    pub(crate) fn new(client: Client, sets: Cache<K>, pods: Owned<Pod>) -> Replicas<K> {
+    pub(crate) fn new(client: Door, sets: Cache<K>, pods: Owned<Pod>) -> Replicas<K> {
         Replicas { client, sets, pods, pending: Pending::default() }
     }
 }

@@ -13,13 +13,12 @@ use client::{Cache, Key};
 use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceQuota;
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::namespace::can;
-use crate::step::{self, Part, Place, Step};
+use crate::step::{self, Door, Part, Place, Step};
 
 /// A quota and what is used of it.
 #[derive(Debug, Clone, Default)]
@@ -32,13 +31,13 @@ pub(crate) struct View {
 
 /// Counts what quotas bound.
 pub(crate) struct Quotas {
-    client: Client,
+    client: Door,
     quotas: Cache<ResourceQuota>,
 }
 
 impl Quotas {
     /// Over this cache.
-    pub(crate) fn new(client: Client, quotas: Cache<ResourceQuota>) -> Quotas {
+    pub(crate) fn new(client: Door, quotas: Cache<ResourceQuota>) -> Quotas {
         Quotas { client, quotas }
     }
 

@@ -11,14 +11,13 @@ use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Client;
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
-use crate::step::{self, Place, Step};
+use crate::step::{self, Door, Place, Step};
 
 /// The account that a pod has when it names none.
 const ACCOUNT: &str = "default";
@@ -41,7 +40,7 @@ pub(crate) struct View {
 
 /// Gives namespaces what every namespace has.
 pub(crate) struct Accounts {
-    client: Client,
+    client: Door,
     namespaces: Cache<Namespace>,
     accounts: Cache<PartialObjectMeta<DynamicObject>>,
     certificate: Arc<str>,
@@ -50,7 +49,7 @@ pub(crate) struct Accounts {
 impl Accounts {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         namespaces: Cache<Namespace>,
         accounts: Cache<PartialObjectMeta<DynamicObject>>,
         certificate: Arc<str>,

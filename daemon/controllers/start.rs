@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{
     Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Service,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Client, Resource};
+use kube::Resource;
 use reconcile::{Queue, Reconciler, Tasks};
 
 use crate::cronjob::{CronJobs, cron_of};
@@ -35,12 +35,14 @@ use crate::pods::selected;
 use crate::replicas::Replicas;
 use crate::resourcequota::{Quotas, of_namespace};
 use crate::statefulset::{self, StatefulSets, claims_begin};
+use crate::step::Door;
 use crate::wakes::{each_in, resource, spawn, wake_adopters, wake_itself, wake_owner};
 
 /// Starts all controllers of workloads over the caches of one door. Stopped by stopping the tasks.
 pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
     let of = Kinds::new(caches);
-    let room = Room { client: caches.client(), tasks, clock, synced: of.synced().boxed().shared(), of: &of };
+    let client = Door::new(caches, clock, tasks.token());
+    let room = Room { client, tasks, clock, synced: of.synced().boxed().shared(), of: &of };
     room.sets();
     room.deployments();
     room.stateful_sets();
@@ -54,7 +56,7 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock) {
 
 /// What every controller is started with.
 struct Room<'a> {
-    client: Client,
+    client: Door,
     tasks: &'a Tasks,
     clock: Clock,
     synced: Shared<BoxFuture<'static, ()>>,

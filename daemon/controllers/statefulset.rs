@@ -14,7 +14,6 @@ use client::{Cache, Key};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use crate::Error;
@@ -22,7 +21,7 @@ use crate::claims::claims;
 use crate::history::{self, REVISION_HASH};
 use crate::owned::{Owned, PATIENCE, Pending, Unseen};
 use crate::pods::{self, controller, name, uid};
-use crate::step::{self, Done, Note, Step};
+use crate::step::{self, Done, Door, Note, Step};
 
 pub(crate) use volumes::claims_begin;
 
@@ -59,7 +58,7 @@ pub(crate) struct Caches {
 
 /// Keeps StatefulSets.
 pub(crate) struct StatefulSets {
-    client: Client,
+    client: Door,
     sets: Cache<StatefulSet>,
     pods: Owned<Pod>,
     revisions: Owned<ControllerRevision>,
@@ -69,7 +68,7 @@ pub(crate) struct StatefulSets {
 
 impl StatefulSets {
     /// Over these caches.
-    pub(crate) fn new(client: Client, caches: Caches) -> StatefulSets {
+    pub(crate) fn new(client: Door, caches: Caches) -> StatefulSets {
         StatefulSets {
             client,
             sets: caches.sets,

@@ -4,6 +4,7 @@
 //! already or is gone already is success.
 //! Invariant: an event is told after the effect it speaks of, and a failure to tell it fails nothing.
 
+use client::{Caches, Clock, Recorder, Weight};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use http::{Method, Request};
@@ -15,15 +16,37 @@ use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
-use tracing::warn;
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::names::event_name;
 
 /// Who the controllers are in `metadata.managedFields`.
 const MANAGER: &str = "holdfast-controllers";
 /// Requests of one batch under way at once: enough to share the disk's syncs, few enough that others get their turn.
 const AT_ONCE: usize = 64;
+
+/// The door, and who tells of what was done through it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door {
+    client: Client,
+    events: Recorder,
+}
+
+impl Door {
+    /// Through the client of these caches; what is told is written until the token is cancelled.
+    pub(crate) fn new(caches: &Caches, clock: Clock, stop: CancellationToken) -> Door {
+        let client = caches.client();
+        Door { events: Recorder::new(client.clone(), "controllers", clock, stop), client }
+    }
+}
+
+impl std::ops::Deref for Door {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
 
 /// One effect with every choice made.
 #[derive(Debug, Clone, PartialEq)]
@@ -207,36 +230,6 @@ impl Note {
         let message = format!("{message}: {}", said(error));
         Some(Note { warning: true, reason, message, failure: None, ..self.clone() })
     }
-
-    fn event(&self) -> Value {
-        let kind = if self.warning { "Warning" } else { "Normal" };
-        let about = &self.about;
-        let parts = [about.uid.as_deref().unwrap_or_default(), kind, self.reason, &self.message];
-        let time = seconds(self.at);
-        json!({
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {
-                "name": event_name(about.name.as_deref().unwrap_or_default(), &parts),
-                "namespace": self.namespace(),
-            },
-            "involvedObject": about,
-            "type": kind,
-            "reason": self.reason,
-            "message": self.message,
-            "count": 1,
-            "firstTimestamp": time,
-            "lastTimestamp": time,
-            "source": {"component": self.component},
-            "reportingComponent": self.component,
-            "reportingInstance": "",
-        })
-    }
-
-    /// Events about objects of the cluster are kept in `default`, as by Kubernetes.
-    fn namespace(&self) -> &str {
-        self.about.namespace.as_deref().unwrap_or("default")
-    }
 }
 
 /// Why the cluster refused something, in its own words.
@@ -305,7 +298,7 @@ fn value<K: Resource<DynamicType = ()> + Serialize>(object: &K) -> Value {
 
 /// Does a step. `done` hears of every creation and deletion that the cluster has accepted.
 pub(crate) fn act<'a>(
-    client: &'a Client,
+    client: &'a Door,
     step: Step,
     done: &'a (dyn Fn(Done<'_>) + Send + Sync),
 ) -> BoxFuture<'a, Result<(), Error>> {
@@ -320,15 +313,14 @@ pub(crate) fn act<'a>(
             Step::Patch { at, part, patch, note } => {
                 let path = format!("{}{}", at.path(), part.path());
                 let answer = gone_is_done(send(client, Method::PATCH, &path, &patch).await);
-                tell(client, note, answer)
-                    .await
-                    .map_err(|source| Error::Update { what: at.to_string(), source: Box::new(source) })
+                tell(client, note, &answer);
+                answer.map_err(|source| Error::Update { what: at.to_string(), source: Box::new(source) })
             }
             Step::Delete { at, uid, propagation, note } => {
                 delete(client, &at, &uid, propagation, note, done).await
             }
             Step::Record(note) => {
-                record(client, &note).await;
+                record(client, note);
                 Ok(())
             }
             Step::Together(steps) => {
@@ -353,7 +345,7 @@ pub(crate) enum Done<'a> {
 }
 
 async fn create(
-    client: &Client,
+    client: &Door,
     at: &Place,
     object: &Value,
     note: Option<Note>,
@@ -363,9 +355,7 @@ async fn create(
     match answer {
         Ok(()) => {
             done(Done::Created { name: &at.name });
-            if let Some(note) = note {
-                record(client, &note).await;
-            }
+            tell(client, note, &Ok(()));
             Ok(())
         }
         Err(error) if client::is_already_exists(&error) => {
@@ -376,10 +366,9 @@ async fn create(
         // Nothing can be made in a namespace that goes away, and nothing has to.
         Err(error) if namespace_ends(&error) => Ok(()),
         Err(error) => {
-            if let Some(note) = note.and_then(|note| note.failed(&error)) {
-                record(client, &note).await;
-            }
-            Err(Error::Create { what: at.to_string(), source: Box::new(error) })
+            let answer = Err(error);
+            tell(client, note, &answer);
+            answer.map_err(|error| Error::Create { what: at.to_string(), source: Box::new(error) })
         }
     }
 }
@@ -406,7 +395,7 @@ fn controller_uid(object: &Value) -> Option<&str> {
 }
 
 async fn delete(
-    client: &Client,
+    client: &Door,
     at: &Place,
     uid: &str,
     propagation: Propagation,
@@ -430,51 +419,31 @@ async fn delete(
     let answer = match send(client, Method::DELETE, &at.path(), &body).await {
         // Another object has the name now: the one that was meant is gone.
         Err(error) if client::is_conflict(&error) || client::is_not_found(&error) => Ok(()),
-        Ok(()) => {
-            done(Done::Deleted { uid });
-            tell(client, note, Ok(())).await
+        answer => {
+            if answer.is_ok() {
+                done(Done::Deleted { uid });
+            }
+            tell(client, note, &answer);
+            answer
         }
-        failed => tell(client, note, failed).await,
     };
     answer.map_err(|source| Error::Delete { what: at.to_string(), source: Box::new(source) })
 }
 
-async fn tell(
-    client: &Client,
-    note: Option<Note>,
-    answer: Result<(), kube::Error>,
-) -> Result<(), kube::Error> {
-    let note = match (&answer, note) {
-        (Ok(()), note) => note,
-        (Err(error), note) => note.and_then(|note| note.failed(error)),
+/// Tells of an effect, or why it did not come to be.
+fn tell(door: &Door, note: Option<Note>, answer: &Result<(), kube::Error>) {
+    let note = match answer {
+        Ok(()) => note,
+        Err(error) => note.and_then(|note| note.failed(error)),
     };
     if let Some(note) = note {
-        record(client, &note).await;
-    }
-    answer
-}
-
-/// Tells an event; one that was told before is counted.
-async fn record(client: &Client, note: &Note) {
-    let event = note.event();
-    let collection = format!("/api/v1/namespaces/{}/events", note.namespace());
-    let answer = match send(client, Method::POST, &collection, &event).await {
-        Err(error) if client::is_already_exists(&error) => count(client, &collection, &event).await,
-        Err(error) if namespace_ends(&error) => Ok(()),
-        answer => answer,
-    };
-    if let Err(error) = answer {
-        warn!(reason = note.reason, object = ?note.about.name, error = reconcile::chain(&error), "event not told");
+        record(door, note);
     }
 }
 
-async fn count(client: &Client, collection: &str, event: &Value) -> Result<(), kube::Error> {
-    let path = format!("{collection}/{}", event["metadata"]["name"].as_str().unwrap_or_default());
-    let live: Value =
-        client.request(Request::get(&path).body(Vec::new()).expect("a path made of names")).await?;
-    let patch =
-        json!({"count": live["count"].as_i64().unwrap_or(1) + 1, "lastTimestamp": event["lastTimestamp"]});
-    send(client, Method::PATCH, &path, &patch).await
+fn record(door: &Door, note: Note) {
+    let weight = if note.warning { Weight::Warning } else { Weight::Normal };
+    door.events.of(note.component).tell_of(note.about, weight, note.reason, &note.message);
 }
 
 fn gone_is_done(answer: Result<(), kube::Error>) -> Result<(), kube::Error> {

@@ -17,12 +17,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Client, Resource};
+use kube::Resource;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
-use crate::step::{self, Place, Step};
+use crate::step::{self, Door, Place, Step};
 
 /// Who makes volumes out of directories of this node.
 pub(crate) const PROVISIONER: &str = "holdfast.dev/directory";
@@ -64,7 +64,7 @@ impl Act {
 #[derive(Clone)]
 pub(crate) struct Seen {
     /// The door.
-    pub(crate) client: Client,
+    pub(crate) client: Door,
     /// Claims.
     pub(crate) claims: Cache<PersistentVolumeClaim>,
     /// Volumes.
@@ -104,7 +104,7 @@ impl Ground {
 }
 
 /// Does one effect.
-pub(crate) async fn act(client: &Client, act: Act) -> Result<(), Error> {
+pub(crate) async fn act(client: &Door, act: Act) -> Result<(), Error> {
     let on_disk = |what: &Path, done: io::Result<()>| match done {
         Ok(()) => Ok(()),
         Err(source) => Err(Error::Directory { path: what.to_owned(), source }),

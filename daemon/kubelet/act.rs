@@ -99,7 +99,8 @@ impl Kubelet {
             volumes: served("PersistentVolume").then(|| parts.caches.of()),
             tokens: Mutex::default(),
             keys: Mutex::default(),
-            events: Recorder::new(parts.caches.client(), "kubelet", parts.clock, tasks.token()),
+            events: Recorder::new(parts.caches.client(), "kubelet", parts.clock, tasks.token())
+                .on(&parts.node_name),
             probing: Mutex::default(),
             asker: Asker::new(),
             host_resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),

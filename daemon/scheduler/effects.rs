@@ -2,14 +2,14 @@
 //!
 //! Invariant: an effect done twice is the same as once; what is gone, or changed meanwhile, is looked at again.
 
+use client::{Caches, Clock, Recorder, Weight};
 use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::Client;
-use reconcile::chain;
+use kube::{Client, Resource};
 use serde_json::{Value, json};
-use tracing::warn;
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::ask::Ask;
@@ -18,13 +18,26 @@ use crate::volumes::{Choice, SELECTED_NODE};
 
 const COMPONENT: &str = "default-scheduler";
 
+/// The door, and who tells of what was done through it.
+pub(crate) struct Door {
+    client: Client,
+    events: Recorder,
+}
+
+impl Door {
+    /// Through the client of these caches; what is told is written until the token is cancelled.
+    pub(crate) fn new(caches: &Caches, clock: Clock, stop: CancellationToken) -> Door {
+        let client = caches.client();
+        Door { events: Recorder::new(client.clone(), COMPONENT, clock, stop), client }
+    }
+}
+
 /// An event about a pod.
 struct Told<'a> {
-    kind: &'static str,
+    weight: Weight,
     reason: &'static str,
     action: &'static str,
     message: &'a str,
-    at: Timestamp,
 }
 
 /// Whether an effect came to be.
@@ -40,18 +53,19 @@ pub(crate) enum Came {
 ///
 /// # Errors
 /// When the cluster did not take it, nor had taken it before.
-pub(crate) async fn bind(client: &Client, pod: &Pod, node: &str, at: Timestamp) -> Result<(), kube::Error> {
+pub(crate) async fn bind(door: &Door, pod: &Pod, node: &str) -> Result<(), kube::Error> {
     let body = json!({
         "apiVersion": "v1",
         "kind": "Binding",
         "metadata": {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": pod.metadata.uid},
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     });
-    match send(client, "POST", &format!("{}/binding", path(pod)), &body).await {
+    match send(door, "POST", &format!("{}/binding", path(pod)), &body).await {
         Ok(()) => {
             let message = format!("Successfully assigned {} to {node}", named(pod));
-            let told = Told { kind: "Normal", reason: "Scheduled", action: "Binding", message: &message, at };
-            tell(client, pod, &told).await;
+            let told =
+                Told { weight: Weight::Normal, reason: "Scheduled", action: "Binding", message: &message };
+            tell(door, pod, &told);
             Ok(())
         }
         // Gone, or bound already, or going: the cache is about to say so, and the books follow the cache.
@@ -61,12 +75,24 @@ pub(crate) async fn bind(client: &Client, pod: &Pod, node: &str, at: Timestamp) 
 }
 
 /// Whether a binding was done although its answer was lost.
-pub(crate) async fn is_bound(client: &Client, pod: &Pod) -> bool {
+pub(crate) async fn is_bound(door: &Door, pod: &Pod) -> bool {
     let request = Request::get(path(pod)).body(Vec::new()).expect("a path made of names");
-    let live: Result<Value, kube::Error> = client.request(request).await;
+    let live: Result<Value, kube::Error> = door.client.request(request).await;
     live.is_ok_and(|live| {
         live["metadata"]["uid"] == json!(pod.metadata.uid) && live["spec"]["nodeName"].is_string()
     })
+}
+
+/// Whether a deletion was done although its answer was lost.
+async fn is_leaving(door: &Door, pod: &Pod) -> bool {
+    let request = Request::get(path(pod)).body(Vec::new()).expect("a path made of names");
+    match door.client.request::<Value>(request).await {
+        Ok(live) => {
+            live["metadata"]["uid"] != json!(pod.metadata.uid)
+                || live["metadata"]["deletionTimestamp"].is_string()
+        }
+        Err(error) => client::is_not_found(&error),
+    }
 }
 
 /// Says why a pod has no node, promises it one, and asks others to leave for it, in this order: so nobody takes the
@@ -74,7 +100,7 @@ pub(crate) async fn is_bound(client: &Client, pod: &Pod) -> bool {
 ///
 /// # Errors
 /// The first thing that did not come to be.
-pub(crate) async fn explain(client: &Client, told: &Explanation) -> Result<Came, Error> {
+pub(crate) async fn explain(door: &Door, told: &Explanation) -> Result<Came, Error> {
     let pod = &told.ask.pod;
     let mut status = json!({"conditions": conditions(pod, told)});
     match &told.nomination {
@@ -83,19 +109,20 @@ pub(crate) async fn explain(client: &Client, told: &Explanation) -> Result<Came,
         Nomination::Node(node) => status["nominatedNodeName"] = json!(node),
     }
     let report = |source: kube::Error| Error::Report { pod: named(pod), source: Box::new(source) };
-    match patch_status(client, pod, status).await {
+    match patch_status(door, pod, status).await {
         Ok(Came::TooLate) => return Ok(Came::TooLate),
         Ok(Came::ToBe) => {}
         Err(source) => return Err(report(source)),
     }
     if told.reason == "Unschedulable" {
-        let (message, at) = (told.message.as_str(), told.at);
-        let event = Told { kind: "Warning", reason: "FailedScheduling", action: "Scheduling", message, at };
-        tell(client, pod, &event).await;
+        let message = told.message.as_str();
+        let event =
+            Told { weight: Weight::Warning, reason: "FailedScheduling", action: "Scheduling", message };
+        tell(door, pod, &event);
     }
     if let Nomination::Node(node) = &told.nomination {
         for victim in &told.victims {
-            preempt(client, victim, pod, (node, told.at)).await.map_err(|source| Error::Preempt {
+            preempt(door, victim, pod, (node, told.at)).await.map_err(|source| Error::Preempt {
                 pod: named(&victim.pod),
                 node: node.clone(),
                 source: Box::new(source),
@@ -109,15 +136,15 @@ pub(crate) async fn explain(client: &Client, told: &Explanation) -> Result<Came,
 ///
 /// # Errors
 /// When the pod could not be written.
-pub(crate) async fn withdraw(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
-    patch_status(client, pod, json!({"nominatedNodeName": null})).await.map(|_| ())
+pub(crate) async fn withdraw(door: &Door, pod: &Pod) -> Result<(), kube::Error> {
+    patch_status(door, pod, json!({"nominatedNodeName": null})).await.map(|_| ())
 }
 
 /// Asks for the volumes of a pod on a node.
 ///
 /// # Errors
 /// The first thing that could not be written.
-pub(crate) async fn claim(client: &Client, node: &str, choices: &[Choice]) -> Result<(), kube::Error> {
+pub(crate) async fn claim(door: &Door, node: &str, choices: &[Choice]) -> Result<(), kube::Error> {
     for choice in choices {
         let answer = match choice {
             Choice::Make { claim } => {
@@ -133,7 +160,7 @@ pub(crate) async fn claim(client: &Client, node: &str, choices: &[Choice]) -> Re
                     "uid": meta.uid, "resourceVersion": meta.resource_version,
                     "annotations": {SELECTED_NODE: node},
                 }});
-                send(client, "PATCH", &path, &patch).await
+                send(door, "PATCH", &path, &patch).await
             }
             Choice::Volume { volume, claim } => {
                 let (meta, owner) = (&volume.metadata, &claim.metadata);
@@ -148,7 +175,7 @@ pub(crate) async fn claim(client: &Client, node: &str, choices: &[Choice]) -> Re
                         "name": owner.name, "uid": owner.uid, "resourceVersion": owner.resource_version,
                     }},
                 });
-                send(client, "PATCH", &path, &patch).await
+                send(door, "PATCH", &path, &patch).await
             }
         };
         answer?;
@@ -162,7 +189,7 @@ pub(crate) fn named(pod: &Pod) -> String {
 }
 
 async fn preempt(
-    client: &Client,
+    door: &Door,
     victim: &Ask,
     by: &Pod,
     (node, at): (&str, Timestamp),
@@ -188,15 +215,19 @@ async fn preempt(
     let conditions = with(pod, why);
     // The victim's kubelet writes its status too, so this one only insists on who it is.
     let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": conditions}});
-    gone_is_done(send(client, "PATCH", &format!("{}/status", path(pod)), &patch).await)?;
+    gone_is_done(send(door, "PATCH", &format!("{}/status", path(pod)), &patch).await)?;
     let options = json!({
         "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": pod.metadata.uid},
     });
-    gone_is_done(send(client, "DELETE", &path(pod), &options).await)?;
+    if let Err(error) = gone_is_done(send(door, "DELETE", &path(pod), &options).await)
+        && !is_leaving(door, pod).await
+    {
+        return Err(error);
+    }
     let uid = by.metadata.uid.as_deref().unwrap_or_default();
     let message = format!("Preempted by pod {uid} on node {node}");
-    let told = Told { kind: "Normal", reason: "Preempted", action: "Preempting", message: &message, at };
-    tell(client, pod, &told).await;
+    let told = Told { weight: Weight::Normal, reason: "Preempted", action: "Preempting", message: &message };
+    tell(door, pod, &told);
     Ok(())
 }
 
@@ -222,12 +253,12 @@ fn with(pod: &Pod, condition: PodCondition) -> Vec<PodCondition> {
     others.chain([condition.clone()]).collect()
 }
 
-async fn patch_status(client: &Client, pod: &Pod, status: Value) -> Result<Came, kube::Error> {
+async fn patch_status(door: &Door, pod: &Pod, status: Value) -> Result<Came, kube::Error> {
     let patch = json!({
         "metadata": {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version},
         "status": status,
     });
-    match send(client, "PATCH", &format!("{}/status", path(pod)), &patch).await {
+    match send(door, "PATCH", &format!("{}/status", path(pod)), &patch).await {
         Ok(()) => Ok(Came::ToBe),
         // It changed or went away: the next round sees it as it is now.
         Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => Ok(Came::TooLate),
@@ -242,46 +273,12 @@ fn gone_is_done(answer: Result<(), kube::Error>) -> Result<(), kube::Error> {
     }
 }
 
-/// Tells an event; that it could not be told fails nothing.
-async fn tell(client: &Client, pod: &Pod, told: &Told<'_>) {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let event_name = format!("{name}.{:016x}", hash(&[uid, told.reason, told.message]));
-    let time = Timestamp::from_second(told.at.as_second()).unwrap_or(told.at).to_string();
-    let collection = format!("/api/v1/namespaces/{namespace}/events");
-    let event = json!({
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": event_name, "namespace": namespace},
-        "involvedObject": {
-            "apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid,
-            "resourceVersion": pod.metadata.resource_version,
-        },
-        "type": told.kind,
-        "reason": told.reason,
-        "action": told.action,
-        "message": told.message,
-        "count": 1,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "source": {"component": COMPONENT},
-        "reportingComponent": COMPONENT,
-        "reportingInstance": "",
-    });
-    let answer = match send(client, "POST", &collection, &event).await {
-        Err(error) if client::is_already_exists(&error) => {
-            let again = json!({"lastTimestamp": time});
-            send(client, "PATCH", &format!("{collection}/{event_name}"), &again).await
-        }
-        answer => answer,
-    };
-    if let Err(error) = answer {
-        warn!(pod = named(pod), reason = told.reason, error = chain(&error), "event not told");
-    }
+fn tell(door: &Door, pod: &Pod, told: &Told<'_>) {
+    let about = pod.object_ref(&());
+    door.events.tell_doing(about, told.weight, told.reason, Some(told.action), told.message);
 }
 
-async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result<(), kube::Error> {
+async fn send(door: &Door, method: &str, path: &str, body: &Value) -> Result<(), kube::Error> {
     let content = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let mark = if method == "DELETE" { "" } else { "?fieldManager=holdfast-scheduler" };
     let request = Request::builder()
@@ -290,16 +287,10 @@ async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result
         .header("content-type", content)
         .body(body.to_string().into_bytes())
         .map_err(kube::Error::HttpError)?;
-    client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
+    door.client.request::<serde::de::IgnoredAny>(request).await.map(|_| ())
 }
 
 fn path(pod: &Pod) -> String {
     let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
     format!("/api/v1/namespaces/{}/pods/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
-}
-
-/// FNV-1a: the same event about the same pod has the same name.
-fn hash(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -66,7 +66,7 @@ fn map<K: DeserializeOwned + kube::Resource>(
 fn shown(step: &Step) -> Value {
     let name = |ask: &Ask| ask.key.name.clone();
     match step {
-        Step::Bind { ask, node, .. } => json!(format!("{} -> {node}", name(ask))),
+        Step::Bind { ask, node } => json!(format!("{} -> {node}", name(ask))),
         Step::Claim { ask, node, choices } => {
             let choice = |choice: &Choice| match choice {
                 Choice::Volume { volume, claim } => format!("{} for {}", key_of(&**volume), key_of(&**claim)),

@@ -59,8 +59,6 @@ pub(crate) enum Step {
         ask: Arc<Ask>,
         /// The node's name.
         node: String,
-        /// When.
-        at: Timestamp,
     },
     /// Asks for the volumes that a pod needs on a node; it is bound when it has them.
     Claim {
@@ -127,7 +125,7 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
                 let node = round.nodes[at].name().to_owned();
                 round.withdraw(ask);
                 round.take(at, ask);
-                steps.push(Step::Bind { ask: Arc::clone(ask), node, at: now });
+                steps.push(Step::Bind { ask: Arc::clone(ask), node });
             }
             Placed::With(at, choices) => {
                 let node = round.nodes[at].name().to_owned();

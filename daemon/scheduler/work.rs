@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::{Client, Resource};
+use kube::Resource;
 use reconcile::{Backoff, Plan, Queue, Reconciler, Tasks, Work};
 use tokio::sync::Semaphore;
 
 use crate::Error;
 use crate::config::{Config, Strategy};
-use crate::effects::{self, Came};
+use crate::effects::{self, Came, Door};
 use crate::ledger::Ledger;
 use crate::plan::{Step, View, plan};
 use crate::volumes::Storage;
@@ -36,7 +36,7 @@ impl Display for All {
 
 /// Gives pods their nodes.
 pub(crate) struct Scheduler {
-    client: Client,
+    door: Door,
     seen: Seen,
     ledger: Arc<Ledger>,
     strategy: Strategy,
@@ -87,7 +87,7 @@ pub fn start(caches: &Caches, tasks: &Tasks, clock: Clock, config: &Config) {
     follow(&seen.namespaces, &queue, &ledger, |books, _, _| books.namespaces_changed());
     let synced = seen.clone().synced();
     let scheduler = Scheduler {
-        client: caches.client(),
+        door: Door::new(caches, clock, tasks.token()),
         seen,
         ledger,
         strategy: config.strategy,
@@ -156,7 +156,7 @@ impl Reconciler for Scheduler {
     async fn act(&self, _: &All, step: Step) -> Result<(), Error> {
         // Before the wait for a turn: what is planned is taken.
         match &step {
-            Step::Bind { ask, node, .. } => self.ledger.assume(ask, node),
+            Step::Bind { ask, node } => self.ledger.assume(ask, node),
             Step::Claim { ask, node, .. } => self.ledger.claim(ask, node),
             Step::Park { ask, causes } => {
                 if self.ledger.park(ask, causes.clone()) {
@@ -168,10 +168,10 @@ impl Reconciler for Scheduler {
         }
         let _turn = self.turns.acquire().await.expect("turns are never closed");
         match step {
-            Step::Bind { ask, node, at } => {
-                if let Err(source) = effects::bind(&self.client, &ask.pod, &node, at).await {
+            Step::Bind { ask, node } => {
+                if let Err(source) = effects::bind(&self.door, &ask.pod, &node).await {
                     // Done although the answer was lost: then the room it takes stays counted.
-                    if !effects::is_bound(&self.client, &ask.pod).await {
+                    if !effects::is_bound(&self.door, &ask.pod).await {
                         self.ledger.forget(&ask);
                     }
                     let pod = effects::named(&ask.pod);
@@ -180,7 +180,7 @@ impl Reconciler for Scheduler {
                 Ok(())
             }
             Step::Claim { ask, node, choices } => {
-                let claimed = effects::claim(&self.client, &node, &choices).await;
+                let claimed = effects::claim(&self.door, &node, &choices).await;
                 claimed.map_err(|source| {
                     self.ledger.forget(&ask);
                     let pod = effects::named(&ask.pod);
@@ -188,13 +188,13 @@ impl Reconciler for Scheduler {
                 })
             }
             Step::Explain(told) => {
-                let came = effects::explain(&self.client, &told).await?;
+                let came = effects::explain(&self.door, &told).await?;
                 if came == Came::ToBe && self.ledger.park(&told.ask, told.causes) {
                     self.queue.wake(All);
                 }
                 Ok(())
             }
-            Step::Withdraw { ask } => effects::withdraw(&self.client, &ask.pod)
+            Step::Withdraw { ask } => effects::withdraw(&self.door, &ask.pod)
                 .await
                 .map_err(|source| Error::Report { pod: effects::named(&ask.pod), source: Box::new(source) }),
             Step::Park { .. } => Ok(()),

@@ -9,14 +9,13 @@ use client::{Cache, Key};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
-use kube::Client;
 use reconcile::{Plan, Reconciler};
 
 use super::slices::{self, Group, Keeper, MANAGED_BY, SERVICE, endpoint_key};
 use super::{kept_for, slices_of};
 use crate::Error;
 use crate::pods::{name, uid};
-use crate::step::{self, Step, controlled_by};
+use crate::step::{self, Door, Step, controlled_by};
 
 /// What Kubernetes' own controller writes into the label.
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -40,7 +39,7 @@ pub(crate) struct View {
 
 /// Keeps the slices of Endpoints.
 pub(crate) struct Mirrors {
-    client: Client,
+    client: Door,
     endpoints: Cache<Endpoints>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
@@ -49,7 +48,7 @@ pub(crate) struct Mirrors {
 impl Mirrors {
     /// Over these caches.
     pub(crate) fn new(
-        client: Client,
+        client: Door,
         endpoints: Cache<Endpoints>,
         services: Cache<Service>,
         slices: Cache<EndpointSlice>,

@@ -65,7 +65,7 @@ impl Volumes {
         if known.as_ref().is_some_and(|claim| claim.metadata.uid == given.uid) {
             return Ok(known);
         }
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.0.client.clone(), &namespace);
+        let api: Api<PersistentVolumeClaim> = Api::namespaced((*self.0.client).clone(), &namespace);
         let live = api.get_opt(&name).await.map_err(|source| Error::Read {
             what: format!("PersistentVolumeClaim {namespace}/{name}"),
             source: Box::new(source),
