@@ -126,6 +126,11 @@ fn container(container: &Value, spec: &Value, path: &str, found: &mut Found) {
         &format!("{path}.terminationMessagePolicy"),
         &policies,
     );
+    found.one_of(
+        &container["restartPolicy"],
+        &format!("{path}.restartPolicy"),
+        &["Always", "Never", "OnFailure"],
+    );
     ports(container, spec, path, found);
     environment(container, path, found);
     volumes::mounts(container, spec, path, found);
@@ -248,7 +253,8 @@ fn value_from(variable: &Value, path: &str, found: &mut Found) {
         }
     }
     if !from["fieldRef"].is_null() {
-        field_ref(&from["fieldRef"]["fieldPath"], &format!("{path}.fieldRef.fieldPath"), found);
+        let field = &from["fieldRef"]["fieldPath"];
+        field_ref(field, &format!("{path}.fieldRef.fieldPath"), ENV_FIELDS, found);
     }
     if !from["resourceFieldRef"].is_null() {
         found.required(&from["resourceFieldRef"]["resource"], &format!("{path}.resourceFieldRef.resource"));
@@ -268,12 +274,13 @@ const ENV_FIELDS: &[&str] = &[
     "status.podIPs",
 ];
 
-fn field_ref(field: &Value, path: &str, found: &mut Found) {
+/// A field of the pod that may be shown: one of these, or one label or annotation.
+pub(super) fn field_ref(field: &Value, path: &str, known: &[&str], found: &mut Found) {
     let Some(name) = found.required(field, path) else { return };
     let subscript =
         |map: &str| name.strip_prefix(map).is_some_and(|rest| rest.starts_with("['") && rest.ends_with("']"));
     if !subscript("metadata.annotations") && !subscript("metadata.labels") {
-        found.one_of(field, path, ENV_FIELDS);
+        found.one_of(field, path, known);
     }
 }
 

@@ -63,6 +63,11 @@ pub(super) fn mounts(container: &Value, spec: &Value, path: &str, found: &mut Fo
         }
         let modes = ["Bidirectional", "HostToContainer", "None"];
         found.one_of(&mount["mountPropagation"], &format!("{path}.mountPropagation"), &modes);
+        if mount["mountPropagation"] == "Bidirectional" && container["securityContext"]["privileged"] != true
+        {
+            let why = "Bidirectional mount propagation is available only to privileged containers";
+            found.add(Defect::forbidden(format!("{path}.mountPropagation"), why));
+        }
     }
 }
 
@@ -120,12 +125,22 @@ fn source(volume: &Value, path: &str, found: &mut Found) {
 
 fn projected(projected: &Value, path: &str, found: &mut Found) {
     mode(&projected["defaultMode"], &format!("{path}.defaultMode"), found);
+    let (mut paths, at) = (BTreeSet::new(), format!("{path}.sources"));
     for (index, source) in items(&projected["sources"]).iter().enumerate() {
         let path = format!("{path}.sources[{index}]");
         for name in ["configMap", "secret"] {
             if !source[name].is_null() {
                 found.required(&source[name]["name"], &format!("{path}.{name}.name"));
                 files(&source[name], &format!("{path}.{name}"), found);
+            }
+        }
+        for (name, field) in source.as_object().into_iter().flatten() {
+            let own = (name == "serviceAccountToken").then_some(&field["path"]);
+            for path in items(&field["items"]).iter().map(|item| &item["path"]).chain(own) {
+                if !text(path).is_empty() && !paths.insert(text(path)) {
+                    let why = "conflicting duplicate paths";
+                    found.add(Defect::invalid(at.as_str(), path, why));
+                }
             }
         }
         if !source["downwardAPI"].is_null() {
@@ -159,13 +174,20 @@ fn files(source: &Value, path: &str, found: &mut Found) {
     }
 }
 
+/// Fields of the pod that files may show, sorted as Kubernetes lists them.
+const FILE_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+
 fn downward(source: &Value, path: &str, found: &mut Found) {
     for (index, item) in items(&source["items"]).iter().enumerate() {
         let path = format!("{path}.items[{index}]");
         if found.required(&item["path"], &format!("{path}.path")).is_some() {
             local_path(&item["path"], &format!("{path}.path"), found);
         }
-        if item["fieldRef"].is_null() && item["resourceFieldRef"].is_null() {
+        if !item["fieldRef"].is_null() {
+            let field = &item["fieldRef"]["fieldPath"];
+            super::pod::field_ref(field, &format!("{path}.fieldRef.fieldPath"), FILE_FIELDS, found);
+        } else if item["resourceFieldRef"].is_null() {
             found.add(Defect::required(path.as_str(), "one of fieldRef and resourceFieldRef is required"));
         }
         mode(&item["mode"], &format!("{path}.mode"), found);
