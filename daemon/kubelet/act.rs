@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
-use runtime::{PidNamespace, SandboxSpec};
+use runtime::{PidNamespace, Propagation, SandboxSpec};
 use serde_json::json;
 use tracing::debug;
 
@@ -375,9 +375,11 @@ impl Kubelet {
         let image =
             self.image(image_name).ok_or_else(|| format!("image {image_name:?} has left this node"))?;
         let facts = self.facts(uid);
-        let env = crate::env::variables(pod, container, &self.sources(uid), &facts)?;
-        let files = self.files_for_start(pod, uid)?;
         let places = self.places(uid);
+        let mut sources = self.sources(uid);
+        sources.env_files = crate::env_files::read(pod, container, &places);
+        let env = crate::env::variables(pod, container, &sources, &facts)?;
+        let files = self.files_for_start(pod, uid)?;
         let ground = Ground {
             pod,
             image: &image,
@@ -400,6 +402,10 @@ impl Kubelet {
         let member = rules::find(pod, container);
         let member = member.ok_or_else(|| machine(format!("container {container} is not in the pod")))?;
         let spec = self.container_spec(pod, uid, &member, attempt).map_err(machine)?;
+        let both_ways = spec.mounts.iter().filter(|mount| mount.propagation == Propagation::Bidirectional);
+        if let Some(why) = both_ways.into_iter().find_map(|mount| crate::files::not_shared(&mount.source)) {
+            return Err(machine(why));
+        }
         let words = self.places(uid).last_words(container, attempt);
         // Whoever the container runs as may leave its last words.
         let made = std::fs::write(&words, "")

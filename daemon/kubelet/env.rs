@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
 };
 
+use crate::env_files::{self, EnvFiles};
 use crate::volumes::TokenKey;
 
 /// What environment and volumes are made from.
@@ -22,6 +23,8 @@ pub(crate) struct Sources {
     pub(crate) volumes: OrdMap<Key, Arc<PersistentVolume>>,
     /// The pod's service account tokens, as far as they are here.
     pub(crate) tokens: BTreeMap<TokenKey, String>,
+    /// What the container's variables name of files in the pod's volumes.
+    pub(crate) env_files: EnvFiles,
 }
 
 /// What the downward API may tell.
@@ -179,7 +182,10 @@ fn one(
         )
         .map(Some);
     }
-    Err("valueFrom names no source that this node knows (fileKeyRef is not served yet)".to_owned())
+    if let Some(file) = &source.file_key_ref {
+        return env_files::value(&sources.env_files, file);
+    }
+    Err("valueFrom names no source that this node knows".to_owned())
 }
 
 fn picked(

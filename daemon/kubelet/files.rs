@@ -32,8 +32,23 @@ pub(crate) struct Files {
     pub(crate) group: Option<Group>,
 }
 
-/// Files by their path in a volume, each with its mode.
-pub(crate) type Contents = BTreeMap<String, (Vec<u8>, u32)>;
+/// Files by their path in a volume.
+pub(crate) type Contents = BTreeMap<String, Written>;
+
+/// One file that is made for a pod.
+#[derive(Debug, Clone, Hash, PartialEq)]
+pub(crate) struct Written {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) mode: u32,
+    /// Whose it is, if not root's.
+    pub(crate) uid: Option<u32>,
+}
+
+impl Written {
+    pub(crate) fn roots(bytes: Vec<u8>, mode: u32) -> Written {
+        Written { bytes, mode, uid: None }
+    }
+}
 
 /// What one volume is.
 #[derive(Debug, Clone, Hash, PartialEq)]
@@ -153,6 +168,23 @@ pub(crate) fn remove(place: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Why mounts made below a path by a container would not be seen by the machine, if so; in Kubernetes' words.
+pub(crate) fn not_shared(path: &Path) -> Option<String> {
+    let real = fs::canonicalize(path).ok()?;
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let point = fields.nth(4)?.to_owned();
+        let shared =
+            fields.skip(1).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"));
+        real.starts_with(&point).then_some((point, shared))
+    });
+    // Of two at one place the later hides the earlier.
+    let (point, shared) = mounts.enumerate().max_by_key(|(at, (point, _))| (point.len(), *at))?.1;
+    (!shared)
+        .then(|| format!("path {:?} is mounted on {point:?} but it is not a shared mount", path.display()))
 }
 
 /// What is mounted at or below a directory, in the order it was mounted.
@@ -284,18 +316,20 @@ fn host_path(path: &Path, kind: &str) -> io::Result<()> {
 /// Replaces all files of a volume at once: they lie in a dated directory that `..data` points to, as in Kubernetes.
 fn switch(volume: &Path, files: &Contents, gid: Option<u32>) -> io::Result<()> {
     directory(volume, 0o755)?;
-    let own = |path: &Path| gid.map_or(Ok(()), |gid| lchown(path, None, Some(gid)));
+    let own = |path: &Path, uid: Option<u32>| {
+        if uid.or(gid).is_none() { Ok(()) } else { lchown(path, uid, gid) }
+    };
     if holds(volume, files) {
         return Ok(());
     }
     let stamp = jiff::Timestamp::now().as_nanosecond();
     let fresh = format!("..{stamp}");
-    for (name, (bytes, mode)) in files {
+    for (name, Written { bytes, mode, uid }) in files {
         let path = volume.join(&fresh).join(name);
         directory(path.parent().unwrap_or(volume), 0o755)?;
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(*mode).open(&path)?;
         file.write_all(bytes)?;
-        own(&path)?;
+        own(&path, *uid)?;
         file.set_permissions(fs::Permissions::from_mode(*mode))?;
     }
     directory(&volume.join(&fresh), 0o755)?;
@@ -327,10 +361,12 @@ fn holds(volume: &Path, files: &Contents) -> bool {
     let tops: BTreeSet<&str> = files.keys().filter_map(|name| name.split('/').next()).collect();
     count.is_ok_and(|count| count == tops.len())
         && data.exists()
-        && files.iter().all(|(name, (bytes, mode))| {
+        && files.iter().all(|(name, Written { bytes, mode, uid })| {
             let path = data.join(name);
             fs::read(&path).is_ok_and(|known| known == *bytes)
-                && fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o777 == *mode)
+                && fs::metadata(&path).is_ok_and(|meta| {
+                    meta.permissions().mode() & 0o777 == *mode && uid.is_none_or(|uid| meta.uid() == uid)
+                })
         })
 }
 

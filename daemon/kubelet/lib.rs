@@ -10,6 +10,7 @@ mod book;
 mod container_status;
 mod ending;
 mod env;
+mod env_files;
 mod etc;
 mod eviction;
 mod files;

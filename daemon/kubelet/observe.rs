@@ -118,6 +118,7 @@ impl Kubelet {
             claims: self.claims.as_ref().map(Cache::snapshot).unwrap_or_default(),
             volumes: self.volumes.as_ref().map(Cache::snapshot).unwrap_or_default(),
             tokens: self.token_texts(uid),
+            env_files: [].into(),
         }
     }
 

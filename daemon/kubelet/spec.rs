@@ -74,6 +74,8 @@ pub(crate) fn container(
     for mount in container.volume_mounts.iter().flatten() {
         mounts.push(volume_mount(ground, mount, &known)?);
     }
+    // What is mounted inside another mount comes after it, whatever the order in the spec.
+    mounts.sort_by_key(|mount| Path::new(&mount.target).components().count());
     Ok(ContainerSpec {
         name: container.name.clone(),
         attempt,

@@ -11,7 +11,7 @@ use runtime::{ContainerState, Phase, SandboxState};
 use serde_json::{Value, json};
 
 use crate::book::{FailedStart, MustRestart, Notes, Probed, Pull, Stop};
-use crate::files::{Content, Files, Places};
+use crate::files::{Content, Files, Places, Written};
 use crate::plan::{Step, View, plan};
 use crate::{logs, status};
 
@@ -508,7 +508,7 @@ fn files_of_a_volume_change_together_and_stale_ones_go() {
                 secret: false,
                 files: contents
                     .iter()
-                    .map(|(name, text)| ((*name).to_owned(), (text.as_bytes().to_vec(), 0o640)))
+                    .map(|(name, text)| ((*name).to_owned(), Written::roots(text.as_bytes().to_vec(), 0o640)))
                     .collect(),
             },
         )]),

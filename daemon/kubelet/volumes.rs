@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, PersistentVolume, Pod, ProjectedVolumeSource, Volume, VolumeProjection,
+    DownwardAPIVolumeFile, KeyToPath, PersistentVolume, Pod, PodSpec, ProjectedVolumeSource, Volume,
+    VolumeProjection,
 };
 
 use crate::env::{Facts, Sources, field_value, resource_value};
 use crate::etc::{self, Names};
-use crate::files::{Content, Contents, Files};
+use crate::files::{Content, Contents, Files, Written};
 use crate::ownership::Group;
 
 /// Provisions directories on this node.
@@ -60,7 +61,7 @@ pub(crate) fn made(pod: &Pod, sources: &Sources, facts: &Facts, names: &Names) -
 fn readable(content: Content, group: Option<&Group>) -> Content {
     match content {
         Content::Files { secret, mut files } if group.is_some() => {
-            files.values_mut().for_each(|(_, mode)| *mode |= 0o440);
+            files.values_mut().for_each(|file| file.mode |= 0o440);
             Content::Files { secret, files }
         }
         content => content,
@@ -189,12 +190,25 @@ fn of_projected(
         } else if let (Some(key), Some(part)) = (token(part), &part.service_account_token) {
             secret = true;
             let text = sources.tokens.get(&key).ok_or("its service account token is not here yet")?;
-            files.insert(safe(&part.path)?, (text.clone().into_bytes(), mode(None, mode_of_all)));
+            // As documented: whoever reads a token is its only reader where it is known who that is.
+            let uid = pod.spec.as_ref().and_then(only_user);
+            let grouped = pod.spec.as_ref().is_some_and(|spec| Group::of(spec).is_some());
+            let mode = if uid.is_some() || grouped { 0o600 } else { mode(None, mode_of_all) };
+            files.insert(safe(&part.path)?, Written { bytes: text.clone().into_bytes(), mode, uid });
         } else {
             return Err("of projected sources configMap, secret, downwardAPI and serviceAccountToken are served by this node, no other".to_owned());
         }
     }
     Ok(Content::Files { secret, files })
+}
+
+/// The user that all containers of a pod run as, where the pod says so.
+fn only_user(spec: &PodSpec) -> Option<u32> {
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut users = all.map(|one| one.security_context.as_ref().and_then(|own| own.run_as_user).or(of_pod));
+    let first = users.next()??;
+    if users.all(|user| user == Some(first)) { u32::try_from(first).ok() } else { None }
 }
 
 /// What a claim is bound to.
@@ -281,7 +295,7 @@ fn of_config_map(
     };
     let texts = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
     let binaries = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-    chosen(texts.chain(binaries).collect(), picked)
+    chosen("config", texts.chain(binaries).collect(), picked)
 }
 
 fn of_secret(
@@ -298,25 +312,30 @@ fn of_secret(
         };
     };
     let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-    chosen(data.collect(), picked)
+    chosen("secret", data.collect(), picked)
 }
 
 /// All keys under their own names, or the items under their paths.
 fn chosen(
+    kind: &str,
     data: std::collections::BTreeMap<String, Vec<u8>>,
     picked: &Picked<'_>,
 ) -> Result<Contents, String> {
     let Some(items) = picked.items.filter(|items| !items.is_empty()) else {
-        return Ok(data.into_iter().map(|(key, value)| (key, (value, mode(None, picked.mode)))).collect());
+        return Ok(data
+            .into_iter()
+            .map(|(key, value)| (key, Written::roots(value, mode(None, picked.mode))))
+            .collect());
     };
     let mut files = Contents::new();
     for item in items {
         match data.get(&item.key) {
             Some(value) => {
-                files.insert(safe(&item.path)?, (value.clone(), mode(item.mode, picked.mode)));
+                let file = Written::roots(value.clone(), mode(item.mode, picked.mode));
+                files.insert(safe(&item.path)?, file);
             }
             None if picked.optional == Some(true) => {}
-            None => return Err(format!("references non-existent config key: {}", item.key)),
+            None => return Err(format!("references non-existent {kind} key: {}", item.key)),
         }
     }
     Ok(files)
@@ -339,7 +358,8 @@ fn of_downward(
             }
             (None, None) => return Err(format!("downwardAPI item {:?} names no field", item.path)),
         };
-        files.insert(safe(&item.path)?, (text.into_bytes(), mode(item.mode, default_mode)));
+        let file = Written::roots(text.into_bytes(), mode(item.mode, default_mode));
+        files.insert(safe(&item.path)?, file);
     }
     Ok(files)
 }
