@@ -13,7 +13,7 @@ use futures::future::join_all;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::node::{free_port, run, until};
+use crate::node::{Said, free_port, run, until};
 use crate::{image, median, millis};
 
 /// More pods than this take podman minutes.
@@ -35,6 +35,21 @@ fn installed(program: &str) -> bool {
     found
 }
 
+/// podman with limits that a container may set on any machine, and with runc where that is installed, since crun refuses
+/// machines with both versions of cgroups mounted.
+fn with_podman(dir: &Path, args: &[&str]) -> Said {
+    let conf = dir.join("containers.conf");
+    let text = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
+    fs::write(&conf, text).unwrap();
+    let set = format!("CONTAINERS_CONF={}", conf.display());
+    let mut all = vec![set.as_str(), "podman", "--cgroup-manager", "cgroupfs"];
+    if installed("runc") {
+        all.extend(["--runtime", "runc"]);
+    }
+    all.extend(args);
+    run("env", &all)
+}
+
 /// None when podman is not installed, or would need too long.
 pub(crate) fn podman(count: usize) -> Option<Podman> {
     if count > PODMAN_MOST || !installed("podman") {
@@ -43,7 +58,7 @@ pub(crate) fn podman(count: usize) -> Option<Podman> {
     let dir = tempfile::tempdir().unwrap();
     let (archive, file) = (dir.path().join("busybox.tar"), dir.path().join("pods.yaml"));
     image::busybox("localhost/holdfast-bench:1").write_layout_tar(&archive);
-    let loaded = run("podman", &["load", "-q", "-i", archive.to_str().unwrap()]);
+    let loaded = with_podman(dir.path(), &["load", "-q", "-i", archive.to_str().unwrap()]);
     if loaded.code != 0 {
         eprintln!("podman load: {}", loaded.all());
         return None;
@@ -58,17 +73,17 @@ pub(crate) fn podman(count: usize) -> Option<Podman> {
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let begin = Instant::now();
-        let said = run("podman", &["kube", "play", file.to_str().unwrap()]);
+        let said = with_podman(dir.path(), &["kube", "play", file.to_str().unwrap()]);
         up.push(millis(begin.elapsed()));
         let begin = Instant::now();
-        let gone = run("podman", &["kube", "down", file.to_str().unwrap()]);
+        let gone = with_podman(dir.path(), &["kube", "down", file.to_str().unwrap()]);
         down.push(millis(begin.elapsed()));
         if said.code != 0 || gone.code != 0 {
             eprintln!("podman kube: {}{}", said.all(), gone.all());
             return None;
         }
     }
-    run("podman", &["rmi", "-f", "localhost/holdfast-bench:1"]);
+    with_podman(dir.path(), &["rmi", "-f", "localhost/holdfast-bench:1"]);
     Some(Podman {
         up: ("podman kube play".to_owned(), median(&up)),
         down: ("podman kube down".to_owned(), median(&down)),
