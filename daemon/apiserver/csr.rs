@@ -4,15 +4,17 @@
 
 use std::time::Duration;
 
+use api::kinds::Kind;
 use jiff::Timestamp;
 use rcgen::{
     CertificateSigningRequestParams, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
 };
+use serde_json::{Value, json};
 use x509_parser::prelude::FromDer;
 
 use crate::Pki;
-use crate::auth::MASTERS;
+use crate::auth::{MASTERS, User};
 
 /// Clocks that are this far behind are to accept a new certificate, as by Kubernetes.
 const EARLY: Duration = Duration::from_secs(300);
@@ -30,6 +32,25 @@ pub struct Asked<'a> {
     pub now: Timestamp,
     /// Until when.
     pub until: Timestamp,
+}
+
+/// Writes into a new request who asks, whatever it says itself: what is approved is approved for that one.
+pub(crate) fn asked_by(kind: &Kind, user: &User, object: &mut Value) {
+    if kind.group != "certificates.k8s.io" || kind.kind != "CertificateSigningRequest" {
+        return;
+    }
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let mut put = |field: &str, value: Value, said: bool| {
+        if said {
+            spec.insert(field.to_owned(), value);
+        } else {
+            spec.remove(field);
+        }
+    };
+    put("username", json!(user.name), true);
+    put("uid", json!(user.uid), !user.uid.is_empty());
+    put("groups", json!(user.groups), !user.groups.is_empty());
+    put("extra", json!(user.extra), !user.extra.is_empty());
 }
 
 impl Pki {

@@ -76,6 +76,10 @@ pub(crate) fn update(
     if is(kind, "Service") {
         services::addresses(inner, kind, Some(old), new)?;
     }
+    // What was asked for, and by whom, stays what somebody may have approved.
+    if kind.group == "certificates.k8s.io" && kind.kind == "CertificateSigningRequest" {
+        new["spec"] = old["spec"].clone();
+    }
     if is(kind, "Pod") && subresource != Some("binding") && old["spec"]["nodeName"] != new["spec"]["nodeName"]
     {
         let why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";

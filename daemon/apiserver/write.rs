@@ -18,7 +18,7 @@ use crate::auth::{self, User};
 use crate::object::{self, meta, metadata};
 use crate::path::Resource;
 use crate::query::{FieldValidation, Query};
-use crate::{Head, Inner, admission, rbac, strategy};
+use crate::{Head, Inner, admission, csr, rbac, strategy};
 
 /// How often a patch is tried again when other writers come first.
 const PATCH_TRIES: usize = 16;
@@ -125,6 +125,7 @@ impl Asked<'_> {
         let allocation = self.inner.allocator.begin(kind).await;
         let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
         strategy::create(self.inner, kind, &mut object)?;
+        csr::asked_by(kind, self.user, &mut object);
         let name = meta(&object, "name").to_owned();
         invalid(kind, &name, validate::create(kind, &object))?;
         rbac::escalation::check(self.inner, self.user, kind, None, &object)?;

@@ -3,7 +3,7 @@
 //!
 //! Invariant: what a controller needs from the machine comes with `Parts`; nothing here reaches into another room.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ use crate::disruption::{self, Disruptions, means};
 use crate::eventttl::{All, EventTtl};
 use crate::horizontal::Scalers;
 use crate::loadbalancer::{LoadBalancers, all_ours};
-use crate::podgc::{PodGarbage, node_of};
+use crate::nodelifecycle::{self, NodeLifecycle, is_out};
+use crate::podgc::{PodGarbage, node_of, out_of_service};
 use crate::pods;
 use crate::serviceaccount::{Accounts, ROOT_CA};
 use crate::step::Door;
@@ -29,6 +30,7 @@ use crate::storage::ephemeral::{Ephemeral, declares};
 use crate::storage::protection::{Protection, claims_of};
 use crate::storage::volume::Volumes;
 use crate::storage::{FirstClass, Ground, Seen};
+use crate::tainteviction::{TaintEviction, no_execute};
 use crate::wakes::{each_in, resource, spawn, wake_itself};
 
 /// A protocol, as Services name it, and a port.
@@ -88,6 +90,8 @@ pub fn start(parts: &Parts, tasks: &Tasks) {
     disruptions(parts, &door, tasks);
     load_balancers(parts, &door, tasks);
     pod_garbage(parts, &door, tasks);
+    nodes(parts, &door, tasks);
+    taints(parts, &door, tasks);
     scalers(parts, &door, tasks);
     events(parts, &door, tasks);
     certificates(parts, &door, tasks);
@@ -251,9 +255,13 @@ fn pod_garbage(parts: &Parts, door: &Door, tasks: &Tasks) {
     let queue = Queue::new();
     let (wakes, known) = (queue.clone(), nodes.clone());
     pods.listen(move |pod| {
+        let leaving = pods::terminating(pod);
         let homeless = match node_of(pod) {
-            Some(node) => known.get(&Key::new("", node)).is_none(),
-            None => pods::terminating(pod),
+            Some(node) => match known.get(&Key::new("", node)) {
+                Some(node) => leaving && out_of_service(&node),
+                None => true,
+            },
+            None => leaving,
         };
         if homeless || pods::finished(pod) {
             wakes.wake(key_of(&**pod));
@@ -262,7 +270,7 @@ fn pod_garbage(parts: &Parts, door: &Door, tasks: &Tasks) {
     let (wakes, known) = (queue.clone(), pods.clone());
     let there = nodes.clone();
     nodes.listen(move |node| {
-        if there.get(&key_of(&**node)).is_some() {
+        if there.get(&key_of(&**node)).is_some_and(|node| !out_of_service(&node)) {
             return;
         }
         for (key, pod) in &known.snapshot() {
@@ -273,6 +281,70 @@ fn pod_garbage(parts: &Parts, door: &Door, tasks: &Tasks) {
     });
     let synced = (pods.clone(), nodes.clone());
     let controller = PodGarbage::new(door.clone(), pods, nodes, parts.clock);
+    spawn(tasks, parts.clock, &queue, controller, async move {
+        synced.0.synced().await;
+        synced.1.synced().await;
+    });
+}
+
+fn nodes(parts: &Parts, door: &Door, tasks: &Tasks) {
+    let caches = &parts.caches;
+    let seen = nodelifecycle::Seen {
+        ours: parts.node.clone(),
+        nodes: caches.of(),
+        leases: caches.of(),
+        pods: caches.of(),
+    };
+    let queue = Queue::new();
+    wake_itself(&seen.nodes, &queue);
+    let wakes = queue.clone();
+    seen.leases.listen(move |lease| {
+        let key = key_of(&**lease);
+        if key.namespace == nodelifecycle::LEASES {
+            wakes.wake(Key::new("", key.name));
+        }
+    });
+    let (wakes, known) = (queue.clone(), seen.nodes.clone());
+    seen.pods.listen(move |pod| {
+        let node = node_of(pod).map(|node| Key::new("", node));
+        if let Some(node) = node.filter(|node| known.get(node).is_some_and(|node| is_out(&node))) {
+            wakes.wake(node);
+        }
+    });
+    let controller = NodeLifecycle::new(door.clone(), seen.clone(), parts.clock);
+    spawn(tasks, parts.clock, &queue, controller, seen.synced());
+}
+
+fn taints(parts: &Parts, door: &Door, tasks: &Tasks) {
+    let (pods, nodes) = (parts.caches.of::<Pod>(), parts.caches.of::<Node>());
+    let queue = Queue::new();
+    let (wakes, known) = (queue.clone(), nodes.clone());
+    pods.listen(move |pod| {
+        let node = node_of(pod).and_then(|node| known.get(&Key::new("", node)));
+        if node.is_some_and(|node| !no_execute(&node).is_empty()) {
+            wakes.wake(key_of(&**pod));
+        }
+    });
+    let (wakes, known, there) = (queue.clone(), pods.clone(), nodes.clone());
+    let mut tainted = BTreeMap::new();
+    nodes.listen(move |node| {
+        let key = key_of(&**node);
+        let now = there.get(&key).map(|node| no_execute(&node)).filter(|taints| !taints.is_empty());
+        let before = match now.clone() {
+            Some(taints) => tainted.insert(key.clone(), taints),
+            None => tainted.remove(&key),
+        };
+        if before == now {
+            return;
+        }
+        for (pod, on) in &known.snapshot() {
+            if node_of(on) == Some(&key.name) {
+                wakes.wake(pod.clone());
+            }
+        }
+    });
+    let synced = (pods.clone(), nodes.clone());
+    let controller = TaintEviction::new(door.clone(), pods, nodes, parts.clock);
     spawn(tasks, parts.clock, &queue, controller, async move {
         synced.0.synced().await;
         synced.1.synced().await;

@@ -21,6 +21,7 @@ mod job;
 mod loadbalancer;
 mod names;
 mod namespace;
+mod nodelifecycle;
 mod owned;
 mod podgc;
 mod pods;
@@ -33,6 +34,7 @@ mod start;
 mod statefulset;
 mod step;
 mod storage;
+mod tainteviction;
 mod wakes;
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use std::time::Duration;
 use client::{Cache, Clock, Key, key_of};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
 
 use crate::Error;
+use crate::nodelifecycle::is_out;
 use crate::pods;
 use crate::step::{self, Door, Part, Place, Propagation, Step};
 
@@ -30,6 +30,8 @@ pub(crate) struct View {
     pub(crate) pod: Option<Arc<Pod>>,
     /// Since when its node is not there; `None`: it is, or there is none to be.
     pub(crate) lost: Option<Timestamp>,
+    /// Whether a person said that its node is out of service, and the node is indeed not ready.
+    pub(crate) out_of_service: bool,
     /// Whether it is one of the oldest ended pods beyond those kept.
     pub(crate) surplus: bool,
 }
@@ -81,7 +83,9 @@ impl Reconciler for PodGarbage {
         let Some(pod) = self.pods.get(key) else { return Ok(View::default()) };
         let lost = node_of(&pod).and_then(|node| self.lost(node));
         let surplus = self.is_surplus(&pod);
-        Ok(View { pod: Some(pod), lost, surplus })
+        let node = node_of(&pod).and_then(|node| self.nodes.get(&Key::new("", node)));
+        let out_of_service = node.is_some_and(|node| out_of_service(&node));
+        Ok(View { pod: Some(pod), lost, out_of_service, surplus })
     }
 
     fn plan(view: &View, now: Timestamp) -> Plan<Step> {
@@ -93,6 +97,12 @@ impl Reconciler for PodGarbage {
     }
 }
 
+/// Whether a person said that a node is out of service, and the node is indeed not ready.
+pub(crate) fn out_of_service(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    is_out(node) && taints.any(|taint| taint.key == "node.kubernetes.io/out-of-service")
+}
+
 /// The node that a pod is bound to.
 pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
@@ -101,8 +111,12 @@ pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
 /// Takes a pod away, saying why, when nobody else will.
 pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     let Some(pod) = &view.pod else { return Plan::empty() };
-    if view.surplus || (pods::terminating(pod) && node_of(pod).is_none()) {
+    if view.surplus {
         return Plan::in_turn(vec![gone(pod)]);
+    }
+    if pods::terminating(pod) && (view.out_of_service || node_of(pod).is_none()) {
+        let ended = (!pods::finished(pod)).then(|| failed(pod, None));
+        return Plan::in_turn(ended.into_iter().chain([gone(pod)]).collect());
     }
     let Some(since) = view.lost else { return Plan::empty() };
     let end = since + QUARANTINE;
@@ -111,29 +125,35 @@ pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
     }
     let mut steps = Vec::new();
     if !pods::finished(pod) {
-        steps.push(failed(pod, now));
+        steps.push(failed(pod, Some(lost(pod, now))));
     }
     steps.push(gone(pod));
     Plan::in_turn(steps)
 }
 
-fn failed(pod: &Pod, now: Timestamp) -> Step {
-    let told = PodCondition {
+/// Why a pod of a lost node ends.
+fn lost(pod: &Pod, now: Timestamp) -> PodCondition {
+    PodCondition {
         type_: "DisruptionTarget".to_owned(),
         status: "True".to_owned(),
         reason: Some("DeletionByPodGC".to_owned()),
         message: Some("PodGC: node no longer exists".to_owned()),
-        last_transition_time: Some(Time(Timestamp::from_second(now.as_second()).unwrap_or(now))),
+        last_transition_time: Some(step::whole_seconds(now)),
         last_probe_time: None,
         observed_generation: pod.metadata.generation,
-    };
-    let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let others = known.filter(|one| one.type_ != told.type_).cloned();
-    let conditions: Vec<PodCondition> = others.chain([told.clone()]).collect();
-    let patch = json!({
-        "metadata": {"uid": pod.metadata.uid},
-        "status": {"phase": "Failed", "conditions": conditions},
-    });
+    }
+}
+
+/// Nobody else says that it ended.
+fn failed(pod: &Pod, why: Option<PodCondition>) -> Step {
+    let mut status = json!({"phase": "Failed"});
+    if let Some(why) = why {
+        let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let others = known.filter(|one| one.type_ != why.type_).cloned();
+        let conditions: Vec<PodCondition> = others.chain([why.clone()]).collect();
+        status["conditions"] = json!(conditions);
+    }
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
     Step::Patch { at: Place::of(pod), part: Part::Status, patch, note: None }
 }
 

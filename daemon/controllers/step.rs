@@ -91,6 +91,8 @@ pub(crate) enum Part {
     Finalize,
     /// `/scale`.
     Scale,
+    /// `/approval` of a certificate request.
+    Approval,
 }
 
 /// What a deletion does to dependents.
@@ -173,6 +175,7 @@ impl Part {
             Part::Status => "/status",
             Part::Finalize => "/finalize",
             Part::Scale => "/scale",
+            Part::Approval => "/approval",
         }
     }
 }

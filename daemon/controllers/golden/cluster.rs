@@ -6,7 +6,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 
 use super::*;
 use crate::storage::{self, Act, Ground};
-use crate::{disruption, eventttl, horizontal, loadbalancer, podgc, serviceaccount};
+use crate::tainteviction;
+use crate::{disruption, eventttl, horizontal, loadbalancer, nodelifecycle, podgc, serviceaccount};
 
 #[test]
 fn every_namespace_has_an_account_and_the_certificate() {
@@ -134,7 +135,10 @@ fn pods_without_a_node_are_collected() {
     check_all("podgc", |case| {
         let lost = case.waiting.first().map(|since| since.parse().unwrap());
         let surplus = !case.absent.is_empty();
-        podgc::plan(&podgc::View { pod: case.one("Pod"), lost, surplus }, case.now)
+        podgc::plan(
+            &podgc::View { pod: case.one("Pod"), lost, out_of_service: !case.elsewhere.is_empty(), surplus },
+            case.now,
+        )
     });
 }
 
@@ -177,5 +181,31 @@ fn autoscalers_follow_the_load_as_documented() {
             horizontal::Act::Scaled(_, by) => json!({"scaled by": by}),
         };
         json!(horizontal::plan(&view, case.now).steps.iter().map(act).collect::<Vec<_>>())
+    });
+}
+
+#[test]
+fn pods_leave_nodes_whose_taints_they_do_not_tolerate() {
+    check_all("tainteviction", |case| {
+        let node: Option<Arc<k8s_openapi::api::core::v1::Node>> = case.one("Node");
+        let view = tainteviction::View {
+            pod: case.one("Pod"),
+            taints: node.map(|node| tainteviction::no_execute(&node)).unwrap_or_default(),
+            seen: case.waiting.first().map(|since| since.parse().unwrap()),
+            spared: !case.absent.is_empty(),
+        };
+        tainteviction::plan(&view, case.now)
+    });
+}
+
+#[test]
+fn silent_nodes_are_unknown_and_those_in_trouble_tainted() {
+    check_all("nodelifecycle", |case| {
+        let view = nodelifecycle::View {
+            node: case.one("Node"),
+            heard: case.waiting.first().map(|since| since.parse().unwrap()),
+            ready: case.all("Pod"),
+        };
+        nodelifecycle::plan(&view, case.now)
     });
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, ServiceAccount};
 
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
@@ -253,4 +254,142 @@ async fn a_request_is_signed_once_it_is_approved_and_fails_with_the_signers_word
     world.quiet().await;
     let waits = requests.get("waits").await.unwrap();
     assert!(waits.status.and_then(|status| status.certificate).is_none(), "nobody approved it");
+}
+
+/// A kubelet's request for a client certificate, as PEM.
+fn kubelets_request(node: &str) -> String {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node}"));
+    params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+}
+
+#[tokio::test]
+async fn a_kubelets_own_request_is_approved_for_those_who_may_and_no_other() {
+    let world = World::new(HARD).await;
+    let bind = async |group: &str, role: &str| {
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": format!("{group}-{}", role.rsplit(':').next().unwrap())},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}]});
+        let request = http::Request::post("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings")
+            .header("content-type", "application/json");
+        world.client.request::<Value>(request.body(binding.to_string().into_bytes()).unwrap()).await.unwrap();
+    };
+    // Both may ask; for one of them no person has to say yes.
+    bind("joiners", "system:node-bootstrapper").await;
+    bind("strangers", "system:node-bootstrapper").await;
+    bind("joiners", "system:certificates.k8s.io:certificatesigningrequests:nodeclient").await;
+    for (user, group) in [("joiner", "joiners"), ("stranger", "strangers")] {
+        let mut asks = User::room(user);
+        asks.groups = vec![group.to_owned()];
+        let door = client::door(world.server.door(asks));
+        let text = kubelets_request("n2");
+        let request = json!({"metadata": {"name": user}, "spec": {
+            "request": k8s_openapi::ByteString(text.into_bytes()),
+            "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+            "usages": ["client auth", "digital signature"]}});
+        let requests: Api<CertificateSigningRequest> = Api::all(door);
+        requests.create(&PostParams::default(), &serde_json::from_value(request).unwrap()).await.unwrap();
+    }
+    let reasons = |one: &CertificateSigningRequest| -> Vec<String> {
+        let conditions = one.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.map(|known| known.reason.clone().unwrap_or_default()).collect()
+    };
+    world
+        .until("the joiner's is approved", move |all: &[Arc<CertificateSigningRequest>]| {
+            all.iter().any(|one| {
+                one.metadata.name.as_deref() == Some("joiner")
+                    && reasons(one).first().is_some_and(|reason| reason == "AutoApproved")
+            })
+        })
+        .await;
+    world.quiet().await;
+    let requests: Api<CertificateSigningRequest> = Api::all(world.client.clone());
+    let stranger = requests.get("stranger").await.unwrap();
+    assert!(stranger.status.and_then(|status| status.conditions).is_none(), "nobody approved it");
+}
+
+fn node_condition(node: &Node, kind: &str) -> String {
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.find(|known| known.type_ == kind).map(|known| known.status.clone()).unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_falls_silent_loses_its_pods_after_their_toleration_and_may_come_back() {
+    let world = World::at(paused(), NONE).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let leases: Api<Lease> = world.api("kube-node-lease");
+    let node = json!({"metadata": {"name": "n2"}});
+    nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+    let ready =
+        json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
+    nodes.patch_status("n2", &PatchParams::default(), &Patch::Merge(ready.clone())).await.unwrap();
+    for (name, seconds) in [("short", json!(30)), ("ever", Value::Null)] {
+        let toleration = json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+            "effect": "NoExecute", "tolerationSeconds": seconds});
+        world
+            .create::<Pod>(
+                json!({"metadata": {"name": name}, "spec": {"nodeName": "n2", "tolerations": [toleration],
+                "containers": [{"name": "c", "image": "run"}]}}),
+            )
+            .await;
+    }
+    let unknown = |all: &[Arc<Node>]| {
+        all.iter().any(|node| {
+            node.metadata.name.as_deref() == Some("n2") && node_condition(node, "Ready") == "Unknown"
+        })
+    };
+    world.until("n2 is unknown", unknown).await;
+    world
+        .until("only the patient one stays, and is not ready", |pods: &[Arc<Pod>]| {
+            pods.len() == 1 && pods.iter().all(|pod| !pods::ready(pod))
+        })
+        .await;
+    // It comes back, and its taints go.
+    let lease = json!({"metadata": {"name": "n2"}, "spec": {"holderIdentity": "n2", "leaseDurationSeconds": 40,
+        "renewTime": "2026-11-24T00:10:00.000000Z"}});
+    leases.create(&PostParams::default(), &serde_json::from_value(lease).unwrap()).await.unwrap();
+    nodes.patch_status("n2", &PatchParams::default(), &Patch::Merge(ready)).await.unwrap();
+    world
+        .until("no taint", |all: &[Arc<Node>]| {
+            all.iter().all(|node| node.spec.as_ref().is_none_or(|spec| spec.taints.is_none()))
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_taint_drives_off_who_does_not_tolerate_it_and_spares_who_waits_when_it_goes() {
+    let mut world = World::new(HARD).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let pod = |name: &str, tolerations: Value| {
+        json!({"metadata": {"name": name}, "spec": {"nodeName": "n1", "tolerations": tolerations,
+            "containers": [{"name": "c", "image": "run"}]}})
+    };
+    let waits =
+        json!([{"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3600}]);
+    world.create::<Pod>(pod("goes", json!([]))).await;
+    world.create::<Pod>(pod("waits", waits)).await;
+    world.until("two run", |pods: &[Arc<Pod>]| pods.iter().filter(|pod| is_up(pod)).count() == 2).await;
+    let told = Arc::new(Mutex::new(BTreeSet::new()));
+    let heard = Arc::clone(&told);
+    world.seen.of::<Pod>().listen(move |pod| {
+        let why = pods::condition(pod, "DisruptionTarget").and_then(|known| known.reason.clone());
+        heard.lock().unwrap().extend(why);
+    });
+    let taint = Patch::Merge(json!({"spec": {"taints": [{"key": "gpu", "effect": "NoExecute"}]}}));
+    nodes.patch("n1", &PatchParams::default(), &taint).await.unwrap();
+    world.restart().await;
+    world.until("one is gone", |pods: &[Arc<Pod>]| pods.len() == 1).await;
+    assert!(told.lock().unwrap().contains("DeletionByTaintManager"));
+    let none = Patch::Merge(json!({"spec": {"taints": null}}));
+    nodes.patch("n1", &PatchParams::default(), &none).await.unwrap();
+    world.quiet().await;
+    let waits = world.api::<Pod>("default").get("waits").await.unwrap();
+    assert!(waits.metadata.deletion_timestamp.is_none());
+    let events = world.api::<Event>("default").list(&Default::default()).await.unwrap();
+    let messages: BTreeSet<String> = events.iter().filter_map(|event| event.message.clone()).collect();
+    assert!(messages.contains("Cancelling deletion of Pod default/waits"), "{messages:?}");
 }
