@@ -361,13 +361,15 @@ fn signer(pki: &Pki) -> controllers::cluster::Signer {
     })
 }
 
-/// Once a start or a sync is over, most of the program is not needed: what runs from now on is mapped again as it is used.
+/// Once a start or a sync is over, most of the program is not needed, nor the memory that it freed: what runs from now on
+/// is mapped again as it is used.
 async fn settle(stop: CancellationToken, mut synced: watch::Receiver<u64>) {
     let code = shim::code::Code::of_this_program();
     let rounds = async {
         loop {
             tokio::time::sleep(SETTLED).await;
             synced.mark_unchanged();
+            shim::code::trim_heap();
             code.let_go();
             if synced.changed().await.is_err() {
                 return;

@@ -34,6 +34,7 @@ use crate::plan::{Failure, Gone, Live, Verdict, View, Wanted};
 use crate::remote::{self, Target};
 use crate::source::{Snapshot, Sourced};
 use crate::status::{Decisions, ObjectStatus, Source, Status, seconds};
+use crate::waiting::Awaited;
 use crate::{history, tell};
 
 /// Advice that is told; more of it is in `holdfast check`.
@@ -108,7 +109,7 @@ pub(crate) struct Memory {
     pub(crate) builder: Option<Builder>,
     built: Option<Remembered>,
     archived: Option<Arc<Snapshot>>,
-    pub(crate) told: Option<Status>,
+    pub(crate) told: Option<Arc<Status>>,
     pub(crate) told_at: Option<Timestamp>,
     /// What was written into the target last.
     pub(crate) inventory: String,
@@ -193,7 +194,7 @@ impl Follower {
         Follower { leaving: true, ..Follower::new(application, &origin, sourced, around) }
     }
 
-    pub(crate) fn told(&self) -> Option<Status> {
+    pub(crate) fn told(&self) -> Option<Arc<Status>> {
         self.lock().told.clone()
     }
 
@@ -254,7 +255,7 @@ impl Follower {
     }
 
     /// Compares one snapshot with what is live.
-    pub(crate) async fn look(&self, told: Status, sourced: Arc<Sourced>) -> Result<View, Error> {
+    pub(crate) async fn look(&self, told: Arc<Status>, sourced: Arc<Sourced>) -> Result<View, Error> {
         self.watched.follow_definitions(&self.application.name);
         let defined = self.watched.defined().await;
         let (built, content) = self.built(&sourced, &told, &defined).await?;
@@ -395,7 +396,7 @@ impl Follower {
     }
 
     /// The status told last; the first time it is read through the door, where an earlier daemon left it.
-    async fn remembered(&self) -> Result<Status, Error> {
+    async fn remembered(&self) -> Result<Arc<Status>, Error> {
         if let Some(told) = self.lock().told.clone() {
             return Ok(told);
         }
@@ -408,7 +409,8 @@ impl Follower {
             serde_json::from_value(status).map_err(|source| Error::Json { what: what(), source })?
         };
         self.post(&told);
-        self.lock().told = Some(told.clone());
+        let told = Arc::new(told);
+        self.lock().told = Some(Arc::clone(&told));
         Ok(told)
     }
 
@@ -428,7 +430,7 @@ impl Follower {
             "the cluster of {} cannot be reached, what is there stays: {why}",
             target.kubeconfig.display()
         );
-        let mut status = self.lock().told.clone().unwrap_or_default();
+        let mut status = self.lock().told.as_deref().cloned().unwrap_or_default();
         let failed = ("Failed".to_owned(), message.clone());
         if (status.sync.state.clone(), status.sync.message.clone()) != failed {
             (status.sync.state, status.sync.message) = failed;
@@ -691,8 +693,11 @@ impl Follower {
             let settled = |live: &Live| live.health.code == HealthCode::Healthy;
             !wanted.live.as_ref().is_some_and(settled)
         });
-        let namespaces = unsettled.map(|wanted| wanted.object.id.namespace.clone()).collect();
-        self.watched.wait_for(&self.application.name, namespaces);
+        let places = unsettled.filter_map(|wanted| {
+            let id = &wanted.object.id;
+            Some((id.namespace.clone(), Awaited::of(&id.kind, &id.name)?))
+        });
+        self.watched.wait_for(&self.application.name, places.collect());
     }
 
     fn source_now(&self, sourced: &Sourced, told: &Status) -> Source {

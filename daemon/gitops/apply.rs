@@ -2,6 +2,7 @@
 //!
 //! Invariant: what fails with one object is remembered for that object and stops no other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -67,7 +68,7 @@ impl Follower {
         if memory.decisions == memory.decided {
             memory.decisions = None;
         }
-        memory.told = Some(status);
+        memory.told = Some(Arc::new(status));
         memory.told_at = Some(now);
         Ok(())
     }

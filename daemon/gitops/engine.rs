@@ -270,12 +270,12 @@ impl Engine {
     }
 
     /// What an application told last. Nothing before its first round.
-    pub fn status(&self, application: &str) -> Option<Status> {
+    pub fn status(&self, application: &str) -> Option<Arc<Status>> {
         self.inner.follower(application)?.told()
     }
 
     /// All applications with what they told last.
-    pub fn statuses(&self) -> BTreeMap<String, Status> {
+    pub fn statuses(&self) -> BTreeMap<String, Arc<Status>> {
         self.names().into_iter().map(|name| (name.clone(), self.status(&name).unwrap_or_default())).collect()
     }
 

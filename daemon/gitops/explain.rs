@@ -6,6 +6,7 @@
 mod chain;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::kinds::{self, Kind};
 use serde::Serialize;
@@ -62,7 +63,7 @@ pub struct Link {
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     pub(crate) id: Id,
-    pub(crate) application: Option<(String, Status)>,
+    pub(crate) application: Option<(String, Arc<Status>)>,
     /// The outermost owner first, the object itself last; empty when it is not live.
     pub(crate) above: Vec<Value>,
     /// What it owns or selects, with its depth.

@@ -18,23 +18,18 @@ use serde_json::Value;
 pub(crate) struct Around {
     pub(crate) pods: OrdMap<Key, Arc<DynamicObject>>,
     /// Namespace and name of services that have a ready endpoint.
-    pub(crate) served: BTreeSet<(String, String)>,
+    pub(crate) served: Arc<BTreeSet<(String, String)>>,
 }
 
-impl Around {
-    /// Looks through pods and endpoint slices once.
-    pub(crate) fn new(
-        pods: OrdMap<Key, Arc<DynamicObject>>,
-        slices: &OrdMap<Key, Arc<DynamicObject>>,
-    ) -> Around {
-        let ready = |endpoint: &Value| endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
-        let served = slices.iter().filter_map(|(key, slice)| {
-            let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
-            let any = slice.data["endpoints"].as_array()?.iter().any(ready);
-            any.then(|| (key.namespace.clone(), service.clone()))
-        });
-        Around { pods, served: served.collect() }
-    }
+/// Namespace and name of the services that have a ready endpoint.
+pub(crate) fn served(slices: &OrdMap<Key, Arc<DynamicObject>>) -> BTreeSet<(String, String)> {
+    let ready = |endpoint: &Value| endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
+    let served = slices.iter().filter_map(|(key, slice)| {
+        let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?;
+        let any = slice.data["endpoints"].as_array()?.iter().any(ready);
+        any.then(|| (key.namespace.clone(), service.clone()))
+    });
+    served.collect()
 }
 
 /// Kinds whose pods tell more than they do themselves.
@@ -174,7 +169,10 @@ mod tests {
             let pod = object(pod);
             (Key::new("default", pod.metadata.name.clone().unwrap()), Arc::new(pod))
         });
-        Around { pods: pods.collect(), served: BTreeSet::from([("default".to_owned(), "web".to_owned())]) }
+        Around {
+            pods: pods.collect(),
+            served: Arc::new(BTreeSet::from([("default".to_owned(), "web".to_owned())])),
+        }
     }
 
     fn pod(name: &str, status: Value) -> Value {

@@ -39,6 +39,7 @@ mod source;
 mod state;
 mod status;
 mod tell;
+mod waiting;
 
 pub use archive::Tombstone;
 pub use build::{Defect, Id};

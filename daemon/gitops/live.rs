@@ -1,7 +1,7 @@
 //! What is live of the objects that applications care about, and the wakes when it changes.
 //!
 //! Invariant: a change of an object wakes the application its label names; a change of a pod or endpoint wakes only
-//! applications that wait for something in its namespace.
+//! applications that wait for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,10 +18,11 @@ use tokio::time::Instant;
 
 use crate::build::{Id, hash};
 use crate::defined::{self, Defined};
-use crate::health::Around;
+use crate::health::{self, Around};
 use crate::hooks::RUN;
 use crate::marks::Prune;
 use crate::plan::Live;
+use crate::waiting::{Place, Waiting};
 use crate::{APPLICATION_LABEL, diff, marks};
 
 /// The cache has seen what was made within this time, or it is looked at again.
@@ -32,7 +33,9 @@ pub(crate) struct Watched {
     caches: Caches,
     queue: Queue<String>,
     known: Mutex<BTreeMap<&'static str, BTreeMap<String, Cache<DynamicObject>>>>,
-    waiting: Arc<Mutex<BTreeMap<String, BTreeSet<String>>>>,
+    waiting: Arc<Mutex<Waiting>>,
+    /// The services with a ready endpoint, of these slices.
+    served: Mutex<Served>,
     /// Objects just made: their caches may not have them yet.
     fresh: Arc<Mutex<BTreeMap<Id, (Instant, Seen)>>>,
     /// Jobs and pods of ours that have ended, as long as they are there or were just there.
@@ -41,6 +44,12 @@ pub(crate) struct Watched {
     defined: Mutex<(Vec<String>, Defined)>,
     /// The applications that are woken when those change.
     readers: Arc<Mutex<BTreeSet<String>>>,
+}
+
+#[derive(Default)]
+struct Served {
+    slices: OrdMap<Key, Arc<DynamicObject>>,
+    services: Arc<BTreeSet<(String, String)>>,
 }
 
 /// What was read off one version of an object.
@@ -104,6 +113,7 @@ impl Watched {
             queue,
             known: Mutex::default(),
             waiting: Arc::default(),
+            served: Mutex::default(),
             fresh: Arc::default(),
             ended: Arc::default(),
             defined: Mutex::default(),
@@ -178,20 +188,21 @@ impl Watched {
             Some(kind) => self.of(kind).await.snapshot(),
             None => OrdMap::new(),
         };
-        match slices {
-            Some(kind) => Around::new(pods, &self.of(kind).await.snapshot()),
-            None => Around::new(pods, &OrdMap::new()),
+        let slices = match slices {
+            Some(kind) => self.of(kind).await.snapshot(),
+            None => OrdMap::new(),
+        };
+        // Rounds are many, changes of endpoints few.
+        let mut served = lock(&self.served);
+        if !served.slices.ptr_eq(&slices) {
+            *served = Served { services: Arc::new(health::served(&slices)), slices };
         }
+        Around { pods, served: Arc::clone(&served.services) }
     }
 
-    /// The namespaces in which an application waits for pods or endpoints.
-    pub(crate) fn wait_for(&self, application: &str, namespaces: BTreeSet<String>) {
-        let mut waiting = lock(&self.waiting);
-        if namespaces.is_empty() {
-            waiting.remove(application);
-        } else {
-            waiting.insert(application.to_owned(), namespaces);
-        }
+    /// What an application waits for in pods and endpoints.
+    pub(crate) fn wait_for(&self, application: &str, places: BTreeSet<Place>) {
+        lock(&self.waiting).set(application, places);
     }
 
     /// An object was just applied.
@@ -235,7 +246,6 @@ impl Watched {
         let readers = std::ptr::eq(kind, defined::row()).then(|| Arc::clone(&self.readers));
         cache.listen(move |object| {
             let meta = &object.metadata;
-            let namespace = meta.namespace.clone().unwrap_or_default();
             for application in readers.iter().flat_map(|readers| lock(readers).clone()) {
                 queue.wake(application);
             }
@@ -246,12 +256,12 @@ impl Watched {
                 }
             }
             if tells_health {
-                let waiting = lock(&waiting);
-                let interested = waiting.iter().filter(|(_, namespaces)| namespaces.contains(&namespace));
-                interested.for_each(|(application, _)| queue.wake(application.clone()));
+                let concerned = lock(&waiting).concerned(object);
+                concerned.into_iter().for_each(|application| queue.wake(application));
             }
             let mut fresh = lock(&fresh);
             if !fresh.is_empty() {
+                let namespace = meta.namespace.clone().unwrap_or_default();
                 let name = meta.name.clone().unwrap_or_default();
                 fresh.remove(&Id { group: kind.group.clone(), kind: kind.kind.clone(), namespace, name });
             }

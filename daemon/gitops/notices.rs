@@ -9,6 +9,7 @@ mod mail;
 mod send;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Clock, Recorder, Weight};
@@ -163,7 +164,7 @@ pub(crate) async fn run(telling: Telling, tasks: Tasks, stop: CancellationToken)
         });
         queues.push((receiver, queue));
     }
-    let forges: BTreeMap<String, mpsc::Sender<Status>> = forges
+    let forges: BTreeMap<String, mpsc::Sender<Arc<Status>>> = forges
         .into_iter()
         .map(|(name, forge)| {
             let (queue, waiting) = mpsc::channel(WAITING);
@@ -175,19 +176,20 @@ pub(crate) async fn run(telling: Telling, tasks: Tasks, stop: CancellationToken)
         })
         .collect();
     let mut changed = engine.changed();
-    let mut known: BTreeMap<String, Status> = BTreeMap::new();
+    let mut known: BTreeMap<String, Arc<Status>> = BTreeMap::new();
     let mut told: BTreeMap<String, Timestamp> = BTreeMap::new();
     loop {
         changed.borrow_and_update();
         for name in engine.names() {
             let Some(after) = engine.status(&name) else { continue };
-            let before = known.insert(name.clone(), after.clone());
-            if before.as_ref() == Some(&after) {
+            // Told anew is another allocation: most of many applications are passed over without a look inside.
+            if known.get(&name).is_some_and(|known| Arc::ptr_eq(known, &after)) {
                 continue;
             }
+            let before = known.insert(name.clone(), Arc::clone(&after));
             if let Some(queue) = forges.get(&name) {
                 // A full queue has a newer status of this application in it soon enough.
-                let _ = queue.try_send(after.clone());
+                let _ = queue.try_send(Arc::clone(&after));
             }
             // The first one is what an earlier daemon told already.
             let Some(before) = before else { continue };

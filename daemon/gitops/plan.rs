@@ -54,7 +54,7 @@ pub(crate) struct View {
     pub(crate) hooks: Vec<HookView>,
     pub(crate) hooks_gone: Vec<HookGone>,
     /// What was told last, and when.
-    pub(crate) told: Status,
+    pub(crate) told: Arc<Status>,
     pub(crate) told_at: Option<Timestamp>,
 }
 
@@ -190,7 +190,7 @@ impl PartialEq for Removal {
 
 /// Decides what to do for one application.
 pub(crate) fn plan(view: &View, now: Timestamp) -> Plan<Step> {
-    if *view.sourced == Sourced::default() && view.told != Status::default() {
+    if *view.sourced == Sourced::default() && *view.told != Status::default() {
         // The source has not spoken yet: what an earlier daemon told still holds.
         return Plan::empty();
     }
@@ -429,7 +429,7 @@ enum Report {
 
 /// News about the inventory or the sync is told at once, since it has to be known before it is acted on.
 fn report(view: &View, status: &Status, now: Timestamp) -> Report {
-    if *status == view.told {
+    if *status == *view.told {
         return Report::Nothing;
     }
     let told = &view.told;

@@ -222,12 +222,11 @@ impl Web {
     pub fn updates(&self) -> impl Stream<Item = Value> + Send + Unpin + 'static {
         let room = Arc::clone(&self.room);
         let views = Box::pin(views(Arc::clone(&room)));
-        let mut last = Value::Null;
+        let mut last: Option<Arc<View>> = None;
         Box::pin(futures::StreamExt::filter_map(views, move |view| {
-            // Pods and events are on the page only: their changes are no news here.
-            let document = view.document(&room.node, room.node.started);
-            let news = (document != last).then(|| view.document(&room.node, (room.now)()));
-            last = document;
+            let known = last.as_ref().is_some_and(|last| last.tells_the_same(&view));
+            let news = (!known).then(|| view.document(&room.node, (room.now)()));
+            last = Some(view);
             futures::future::ready(news)
         }))
     }

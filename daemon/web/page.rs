@@ -258,7 +258,7 @@ fn facts(html: &mut Html, app: &Application, now: Timestamp) {
     if !source.reference.is_empty() {
         html.raw(" at <code>").text(&source.reference).raw("</code>");
     }
-    if let Some(path) = app.spec.pointer("/source/path").and_then(serde_json::Value::as_str) {
+    if let Some(path) = app.object.data.pointer("/spec/source/path").and_then(serde_json::Value::as_str) {
         html.raw(" in <code>").text(path).raw("</code>");
     }
     html.raw("</dd>");

@@ -275,9 +275,15 @@ fn sample_view() -> View {
         applications: vec![view::Application {
             name: "demo".to_owned(),
             followed: true,
-            spec: json!({"source": {"git": "/srv/apps.git", "ref": "main", "path": "clusters/home"}}),
             read: serde_json::from_value(status.clone()).unwrap(),
-            status,
+            object: Arc::new(
+                serde_json::from_value(json!({
+                    "metadata": {"name": "demo"},
+                    "spec": {"source": {"git": "/srv/apps.git", "ref": "main", "path": "clusters/home"}},
+                    "status": status,
+                }))
+                .unwrap(),
+            ),
         }],
         services: vec![view::Service {
             namespace: "default".to_owned(),

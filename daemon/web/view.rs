@@ -4,12 +4,14 @@
 //! Invariant: a view holds no "now": it is equal to the one before it as long as nothing changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use client::{Cache, Caches};
 use gitops::Status;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::Facts;
@@ -41,16 +43,24 @@ pub(crate) struct View {
 }
 
 /// One application.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Application {
     pub(crate) name: String,
     /// Declared in this node's configuration. One that is not is a memory of an earlier configuration.
     pub(crate) followed: bool,
-    pub(crate) spec: Value,
     /// As stored.
-    pub(crate) status: Value,
-    /// The same, read.
+    pub(crate) object: Arc<DynamicObject>,
+    /// Its status, read.
     pub(crate) read: Status,
+}
+
+impl PartialEq for Application {
+    fn eq(&self, other: &Application) -> bool {
+        // What did not change since is one and the same: a thousand of them are compared at no cost.
+        self.followed == other.followed
+            && self.name == other.name
+            && (Arc::ptr_eq(&self.object, &other.object) || self.object.data == other.object.data)
+    }
 }
 
 /// Where a Service is reached.
@@ -135,7 +145,7 @@ impl Eyes {
 
     /// What there is now. `declared` are the applications that this node follows.
     pub(crate) fn look(&self, declared: &BTreeSet<String>) -> View {
-        let applications = applications(self.applications.snapshot().values().map(|a| &**a), declared);
+        let applications = applications(self.applications.snapshot().values(), declared);
         View {
             ready: ready(&applications, declared),
             services: self.services.snapshot().values().filter_map(|s| service(s)).collect(),
@@ -148,12 +158,22 @@ impl Eyes {
 }
 
 impl View {
+    /// Whether `/status` says the same: pods and events are on the page only.
+    pub(crate) fn tells_the_same(&self, other: &View) -> bool {
+        self.ready == other.ready
+            && self.services == other.services
+            && self.applications == other.applications
+    }
+
     /// The document of `/status`.
     pub(crate) fn document(&self, node: &Facts, now: Timestamp) -> Value {
         let applications: Vec<Value> = self
             .applications
             .iter()
-            .map(|a| json!({"name": a.name, "followed": a.followed, "spec": a.spec, "status": a.status}))
+            .map(|a| {
+                let part = |name: &str| a.object.data.get(name).cloned().unwrap_or_else(|| json!({}));
+                json!({"name": a.name, "followed": a.followed, "spec": part("spec"), "status": part("status")})
+            })
             .collect();
         let port = |(port, protocol, node): &(i32, String, i32)| json!({"port": port, "protocol": protocol, "nodePort": (*node > 0).then_some(node)});
         let services: Vec<Value> = self
@@ -193,27 +213,28 @@ impl View {
 }
 
 fn applications<'a>(
-    objects: impl Iterator<Item = &'a DynamicObject>,
+    objects: impl Iterator<Item = &'a Arc<DynamicObject>>,
     declared: &BTreeSet<String>,
 ) -> Vec<Application> {
     objects
         .map(|object| {
             let name = object.metadata.name.clone().unwrap_or_default();
-            let status = object.data.get("status").cloned().unwrap_or_else(|| json!({}));
+            // A status of another version that cannot be read counts as one that was never told.
+            let read = object.data.get("status").and_then(|status| Status::deserialize(status).ok());
             Application {
                 followed: declared.contains(&name),
-                spec: object.data.get("spec").cloned().unwrap_or_else(|| json!({})),
-                // A status of another version that cannot be read counts as one that was never told.
-                read: serde_json::from_value(status.clone()).unwrap_or_default(),
+                read: read.unwrap_or_default(),
                 name,
-                status,
+                object: Arc::clone(object),
             }
         })
         .collect()
 }
 
 fn ready(applications: &[Application], declared: &BTreeSet<String>) -> bool {
-    declared.iter().all(|name| applications.iter().any(|a| a.name == *name && a.read.is_good()))
+    let good: BTreeSet<&str> =
+        applications.iter().filter(|a| a.read.is_good()).map(|a| a.name.as_str()).collect();
+    declared.iter().all(|name| good.contains(name.as_str()))
 }
 
 fn service(service: &core::Service) -> Option<Service> {

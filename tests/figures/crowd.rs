@@ -54,7 +54,7 @@ pub(crate) fn measure() -> Vec<Figure> {
 }
 
 /// A line of the daemon's `/proc/PID/status`, in MiB.
-fn memory(node: &Node, line: &str) -> f64 {
+pub(crate) fn memory(node: &Node, line: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
     let found = status.lines().find_map(|text| text.strip_prefix(line)).unwrap_or_default();
     let kib = found.split_whitespace().find_map(|word| word.parse::<f64>().ok());

@@ -1,12 +1,11 @@
-//! What a node costs that has nothing to do: memory, processor, bytes written. And what a plan of much costs.
+//! What a node costs that has nothing to do: memory, processor, bytes written.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::Figure;
 use crate::node::{Node, until};
-use crate::{Figure, millis};
 
-const MANIFESTS: usize = 1000;
 /// The kernel counts a process' time in these.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -80,27 +79,5 @@ pub(crate) fn measure() -> Vec<Figure> {
             "%",
             vec![share(of_shims(processor_seconds) - cpu_of_shims)],
         ),
-        plan(),
     ]
-}
-
-/// A diff of everything that is as it should be: read, built, dry-run against live, compared.
-fn plan() -> Figure {
-    let mut node = Node::new();
-    for at in 0..MANIFESTS {
-        let text = format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: many-{at}, labels: {{app: many}}}}\ndata: {{value: '{at}', other: text}}\n"
-        );
-        fs::write(node.manifests().join(format!("many-{at}.yaml")), text).unwrap();
-    }
-    node.up();
-    node.good();
-    let mut runs = Vec::new();
-    for _ in 0..5 {
-        let begin = Instant::now();
-        let said = node.holdfast(&["diff"]);
-        runs.push(millis(begin.elapsed()));
-        assert_eq!(said.code, 0, "{}", said.all());
-    }
-    Figure::new(format!("plan of {MANIFESTS} unchanged manifests"), "ms", runs)
 }

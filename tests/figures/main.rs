@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 mod api;
+mod applications;
 mod build;
 mod crowd;
 mod idle;
@@ -74,13 +75,14 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let json = words.iter().any(|word| word == "--json");
     let wanted = words.iter().find(|word| !word.starts_with("--"));
-    let groups: [Group; 6] = [
+    let groups: [Group; 7] = [
         ("start", start::measure),
         ("build", build::measure),
         ("pods", pods::measure),
         ("idle", idle::measure),
         ("api", api::measure),
         ("crowd", crowd::measure),
+        ("applications", applications::measure),
     ];
     let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
     if let Some(unknown) = wanted.filter(|wanted| !names.contains(&wanted.as_str())) {

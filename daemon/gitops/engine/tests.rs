@@ -121,7 +121,7 @@ impl Node {
         };
         let patience = Duration::from_secs(20);
         match tokio::time::timeout(patience, wait).await {
-            Ok(status) => status,
+            Ok(status) => (*status).clone(),
             Err(_) => panic!("{what} did not come; told is {:#?}", self.engine.status("demo")),
         }
     }

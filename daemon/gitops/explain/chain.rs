@@ -357,7 +357,7 @@ mod tests {
                 "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 3}}}]}});
         Gathered {
             id,
-            application: Some(("demo".into(), status)),
+            application: Some(("demo".into(), status.into())),
             above: vec![deployment],
             below: vec![(1, pod)],
             events: BTreeMap::from([(

@@ -25,7 +25,7 @@ pub(crate) async fn follow(
     http: Client,
     application: String,
     forge: Forge,
-    mut waiting: mpsc::Receiver<Status>,
+    mut waiting: mpsc::Receiver<std::sync::Arc<Status>>,
     stop: CancellationToken,
 ) {
     let mut told: Option<(String, State)> = None;

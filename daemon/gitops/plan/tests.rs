@@ -101,7 +101,7 @@ fn view(desired: Vec<Wanted>, gone: Vec<Gone>) -> View {
         content: "c1".into(),
         hooks: Vec::new(),
         hooks_gone: Vec::new(),
-        told: Status::default(),
+        told: Arc::default(),
         told_at: None,
     }
 }
@@ -168,7 +168,7 @@ fn nothing_is_made_in_a_namespace_that_is_going_away() {
 #[test]
 fn in_sync_and_told_is_an_empty_plan() {
     let mut view = view(vec![wanted("ConfigMap", "a", 0, Verdict::Same)], vec![]);
-    view.told = told(&view);
+    view.told = Arc::new(told(&view));
     assert!(plan(&view, now()).is_empty());
     assert_eq!(plan(&view, now()).again, None);
     assert!(view.told.is_good());
@@ -272,7 +272,7 @@ fn nothing_is_pruned_because_of_an_error() {
     // Nor is one of an object that is there already.
     let mut other = view(vec![keep()], one());
     other.kept_back.insert(id("ConfigMap", "old"), "a.yaml".into());
-    other.told.objects = vec![gone("ConfigMap", "old", "a.yaml").told];
+    Arc::make_mut(&mut other.told).objects = vec![gone("ConfigMap", "old", "a.yaml").told];
     assert_eq!(effects(&other), ["delete one"]);
     let mut emptied = view(vec![], one());
     emptied.application.allow_empty = true;
@@ -286,7 +286,7 @@ fn a_failure_stops_no_other_and_is_tried_again_in_its_time() {
     let waiting = view(vec![failed(60), wanted("ConfigMap", "good", 0, Verdict::Missing)], vec![]);
     assert_eq!(effects(&waiting), ["apply good"]);
     let mut alone = view(vec![failed(60)], vec![]);
-    alone.told = told(&alone);
+    alone.told = Arc::new(told(&alone));
     let again = plan(&alone, now());
     assert!(again.is_empty());
     assert_eq!(again.again, Some(now() + Duration::from_secs(60)));
@@ -329,7 +329,7 @@ fn the_last_good_state_stays_and_is_told_while_the_source_is_in_trouble() {
 #[test]
 fn a_newer_revision_ends_the_history_of_the_older() {
     let mut view = view(vec![wanted("ConfigMap", "a", 0, Verdict::Differs)], vec![]);
-    view.told = told(&view);
+    view.told = Arc::new(told(&view));
     assert_eq!(view.told.history[0].result, "");
     let next = Snapshot { revision: "r2".into(), ..Snapshot::default() };
     view.sourced = Arc::new(Sourced { snapshot: Some(Arc::new(next)), ..Sourced::default() });
@@ -357,7 +357,7 @@ fn the_health_of_an_application_is_that_of_its_worst_object() {
 fn a_plan_of_a_thousand_unchanged_objects_is_quick() {
     let desired = (0..1000).map(|n| wanted("ConfigMap", &format!("c{n:04}"), 0, Verdict::Same)).collect();
     let mut view = view(desired, vec![]);
-    view.told = told(&view);
+    view.told = Arc::new(told(&view));
     let start = std::time::Instant::now();
     assert!(plan(&view, now()).is_empty());
     // Unoptimised, on a busy machine.
