@@ -65,16 +65,18 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), Fail> {
 /// Builds the root and leaves the process in it. The terminal's two ends come back when the container wants one.
 pub(crate) fn enter(plan: &Plan<'_>) -> Result<Option<(OwnedFd, OwnedFd)>, Fail> {
     let container = plan.container;
-    let binds = container.mounts.iter().map(source).collect::<Result<Vec<_>, _>>()?;
+    let mut binds = container.mounts.iter().map(source).collect::<Result<Vec<_>, _>>()?;
     let groups = cgroup_trees(plan)?;
     let devices = DEVICES.map(|name| (name, clone_tree(&Path::new("/dev").join(name))));
     rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .step(|| "make / a slave mount".to_owned())?;
     let path = plan.dir.join("root");
+    for (mount, bind) in container.mounts.iter().zip(&mut binds).filter(|(mount, _)| !mount.layers.is_empty())
+    {
+        *bind = Some(image(mount, &path)?);
+    }
     overlay(plan, &path)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root =
-        Root(rustix::fs::open(&path, flags, Mode::empty()).step(|| format!("open {}", path.display()))?);
+    let root = Root(open_directory(&path).step(|| format!("open {}", path.display()))?);
     standard(plan, &root, groups)?;
     for (name, tree) in devices {
         let tree = tree.step(|| format!("open /dev/{name}"))?;
@@ -125,21 +127,9 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
     if plan.container.layers.is_empty() {
         return Err(Fail { reason: format!("{}: the container has no layers", what()), code: 128 });
     }
-    let escape = |path: &Path| {
-        let text = path.to_string_lossy();
-        text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
-    };
-    let joined =
-        |paths: &[PathBuf]| paths.iter().rev().map(|path| escape(path)).collect::<Vec<_>>().join(":");
-    let (mut lower, mut held) = (joined(&plan.container.layers), Vec::new());
-    if lower.len() > LONGEST_OPTIONS / 2 {
-        // All options have to fit in one page: names of open directories are shorter than any path.
-        held = open_all(&plan.container.layers)?;
-        let names = held.iter().map(|layer| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd())));
-        lower = joined(&names.collect::<Vec<_>>());
-    }
+    let (lower, held) = lower(&plan.container.layers)?;
     let (upper, work) = (escape(&plan.dir.join("upper")), escape(&plan.dir.join("work")));
-    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let options = format!("{lower},upperdir={upper},workdir={work}");
     let flags = if plan.container.privileged { MountFlags::empty() } else { MountFlags::NODEV };
     let mount = |options: String| {
         let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
@@ -154,11 +144,27 @@ fn overlay(plan: &Plan<'_>, target: &Path) -> Result<(), Fail> {
     Ok(())
 }
 
+/// Unpacked layers as an option of a mount, and what has to stay open until it is made.
+fn lower(layers: &[PathBuf]) -> Result<(String, Vec<OwnedFd>), Fail> {
+    let joined =
+        |paths: &[PathBuf]| paths.iter().rev().map(|path| escape(path)).collect::<Vec<_>>().join(":");
+    let named = joined(layers);
+    if named.len() <= LONGEST_OPTIONS / 2 {
+        return Ok((format!("lowerdir={named}"), Vec::new()));
+    }
+    // All options have to fit in one page: names of open directories are shorter than any path.
+    let held = open_all(layers)?;
+    let names = held.iter().map(|layer| PathBuf::from(format!("/proc/self/fd/{}", layer.as_raw_fd())));
+    Ok((format!("lowerdir={}", joined(&names.collect::<Vec<_>>())), held))
+}
+
+fn escape(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
+}
+
 fn open_all(layers: &[PathBuf]) -> Result<Vec<OwnedFd>, Fail> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |layer: &PathBuf| {
-        rustix::fs::open(layer, flags, Mode::empty()).step(|| format!("open layer {}", layer.display()))
-    };
+    let open = |layer: &PathBuf| open_directory(layer).step(|| format!("open layer {}", layer.display()));
     layers.iter().map(open).collect()
 }
 
@@ -244,35 +250,61 @@ fn cgroup_trees(plan: &Plan<'_>) -> Result<Vec<(String, OwnedFd)>, Fail> {
         .collect()
 }
 
-fn source(mount: &Mount) -> Result<Option<(OwnedFd, Kind, bool)>, Fail> {
-    if mount.tmpfs {
+/// What is mounted and what it is.
+type Source = (OwnedFd, Kind, bool);
+
+/// What of the host is mounted; `None` for what is made fresh.
+fn source(mount: &Mount) -> Result<Option<Source>, Fail> {
+    if mount.tmpfs || !mount.layers.is_empty() {
         return Ok(None);
     }
-    let what = || match mount.sub_path.as_str() {
-        "" => format!("mount {} on {}", mount.source.display(), mount.target),
-        sub_path => format!("mount {sub_path} of {} on {}", mount.source.display(), mount.target),
+    let top = if mount.sub_path.is_empty() {
+        clone_tree(&mount.source).step(|| what(mount))?
+    } else {
+        open_directory(&mount.source).step(|| what(mount))?
     };
-    let top = match mount.layers.as_slice() {
-        [] if mount.sub_path.is_empty() => clone_tree(&mount.source).step(what)?,
-        [] => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(&mount.source, flags, Mode::empty()).step(what)?
-        }
-        [layer] => clone_tree(layer).step(what)?,
-        layers => image(layers)?,
-    };
-    let tree = if mount.sub_path.is_empty() { top } else { within(top, &mount.sub_path).step(what)? };
-    let kind =
-        rustix::fs::fstat(&tree).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode)).step(what)?;
-    let device = kind.is_char_device() || kind.is_block_device();
-    Ok(Some((tree, if kind.is_dir() { Kind::Directory } else { Kind::File }, device)))
+    part(mount, top).map(Some)
 }
 
-/// The layers of an image as one read-only tree.
-fn image(layers: &[PathBuf]) -> Result<OwnedFd, Fail> {
-    let options: Vec<_> = layers.iter().rev().map(|layer| layer.to_string_lossy()).collect();
-    let options: Vec<(&str, &str)> = options.iter().map(|layer| ("lowerdir+", &**layer)).collect();
-    fresh("overlay", &options, MountAttrFlags::MOUNT_ATTR_RDONLY)
+/// The layers of an image as one read-only tree. `place` is a directory to mount it on while it is looked into, in a
+/// namespace of this process's own: before 6.5 the kernel takes many layers by mount(2) alone, and before 6.15 it clones
+/// nothing that is attached nowhere.
+fn image(mount: &Mount, place: &Path) -> Result<Source, Fail> {
+    if let [layer] = mount.layers.as_slice() {
+        let top = if mount.sub_path.is_empty() { clone_tree(layer) } else { open_directory(layer) };
+        return part(mount, top.step(|| what(mount))?);
+    }
+    let (options, held) = lower(&mount.layers)?;
+    let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL).step(|| what(mount))?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV;
+    rustix::mount::mount("overlay", place, "overlay", flags, options.as_c_str()).step(|| what(mount))?;
+    drop(held);
+    let top = if mount.sub_path.is_empty() { clone_tree(place) } else { open_directory(place) };
+    let tree = top.step(|| what(mount)).and_then(|top| part(mount, top))?;
+    rustix::mount::unmount(place, UnmountFlags::DETACH).step(|| what(mount))?;
+    Ok(tree)
+}
+
+/// The wanted part of a mount's source, and what it is.
+fn part(mount: &Mount, top: OwnedFd) -> Result<Source, Fail> {
+    let tree =
+        if mount.sub_path.is_empty() { top } else { within(top, &mount.sub_path).step(|| what(mount))? };
+    let stat = rustix::fs::fstat(&tree).step(|| what(mount))?;
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    let device = kind.is_char_device() || kind.is_block_device();
+    Ok((tree, if kind.is_dir() { Kind::Directory } else { Kind::File }, device))
+}
+
+fn what(mount: &Mount) -> String {
+    match mount.sub_path.as_str() {
+        "" => format!("mount {} on {}", mount.source.display(), mount.target),
+        sub_path => format!("mount {sub_path} of {} on {}", mount.source.display(), mount.target),
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
 /// What lies at a path inside a volume, and never outside of it whatever its links say.
@@ -308,12 +340,7 @@ fn make_within(root: &Root, path: &Path, mode: Mode) -> Result<(), Errno> {
     Ok(())
 }
 
-fn place(
-    root: &Root,
-    mount: &Mount,
-    tree: Option<(OwnedFd, Kind, bool)>,
-    privileged: bool,
-) -> Result<(), Fail> {
+fn place(root: &Root, mount: &Mount, tree: Option<Source>, privileged: bool) -> Result<(), Fail> {
     let what = || format!("mount {} on {}", mount.source.display(), mount.target);
     let read_only = if mount.read_only { RDONLY } else { 0 };
     let Some((tree, kind, device)) = tree else {

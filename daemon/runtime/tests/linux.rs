@@ -433,3 +433,40 @@ async fn an_image_of_a_hundred_layers_starts() {
     assert_eq!(said, "99");
     bed.clean(&runtime).await;
 }
+
+#[tokio::test]
+async fn an_image_of_several_layers_is_a_volume_whole_or_in_part() {
+    let bed = Bed::new();
+    let runtime = bed.open().await;
+    let layers: Vec<_> = (0..30)
+        .map(|n| {
+            let layer = bed.dir.path().join(format!("a-layer-of-a-volume-{n}"));
+            std::fs::create_dir_all(layer.join("models")).expect("a layer");
+            std::fs::write(layer.join("models/top"), n.to_string()).expect("a file");
+            std::fs::write(layer.join(format!("only-{n}")), "").expect("a file");
+            layer
+        })
+        .collect();
+    let (_, said) = script(
+        &bed,
+        &runtime,
+        "cat /whole/models/top; echo; ls /whole | wc -l; cat /part/top; echo; touch /part/x || cat /single/top",
+        |spec| {
+            let volume = |layers: &[_], target: &str, sub_path: &str| Mount {
+                kind: MountKind::Image { layers: layers.to_vec() },
+                target: target.to_owned(),
+                sub_path: sub_path.to_owned(),
+                read_only: true,
+                ..Mount::default()
+            };
+            spec.mounts = vec![
+                volume(&layers, "/whole", ""),
+                volume(&layers, "/part", "models"),
+                volume(&layers[..1], "/single", "models"),
+            ];
+        },
+    )
+    .await;
+    assert_eq!(said, "29\n31\n29\n0");
+    bed.clean(&runtime).await;
+}
