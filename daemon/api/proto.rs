@@ -1,4 +1,4 @@
-//! Reads Kubernetes' protobuf bodies into the JSON that a Go client would have sent instead.
+//! Reads Kubernetes' protobuf bodies into the JSON that a Go client would have sent instead, and writes the answers.
 //!
 //! Invariant: hostile bytes end in an error: lengths are checked, depth and number of values are bounded.
 //! Invariant: the table of facts decides names and meaning, the wire decides only how a value is framed.
@@ -10,9 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+mod encode;
 mod table;
 mod wire;
 
+pub use encode::{encode, watch_event};
 use table::{Field, Form, Scalar, Table};
 use wire::{Reader, Wire};
 
@@ -55,6 +57,14 @@ pub enum ProtoError {
     /// Messages are nested too deeply.
     #[error("protobuf body is nested deeper than {MAX_DEPTH} messages in {0}")]
     TooDeep(&'static str),
+    /// A value is not of the type that the table of facts gives it.
+    #[error("{field} of {message} has no protobuf form; ask for JSON")]
+    Unwritable {
+        /// The message being written.
+        message: &'static str,
+        /// Its field.
+        field: String,
+    },
     /// The body holds too many values.
     #[error("protobuf body holds more than {MAX_VALUES} values")]
     TooMany,
@@ -71,6 +81,11 @@ pub fn is_protobuf(body: &[u8]) -> bool {
 /// no pointer stays as `{}`, times that are zero are left out.
 pub fn decode(body: &[u8]) -> Result<Value, ProtoError> {
     Decoder { values: 0 }.enveloped(body, 0)
+}
+
+/// Whether a kind has a protobuf form: those of Kubernetes have, those that users define have not.
+pub fn has_form(api_version: &str, kind: &str) -> bool {
+    message_of(api_version, kind).is_some()
 }
 
 struct Decoder {
@@ -340,7 +355,9 @@ fn message_of(api_version: &str, kind: &str) -> Option<(&'static str, &'static [
 
 /// DeleteOptions and the like belong to every group.
 fn find_meta(kind: &str) -> Option<(&'static str, &'static [Field])> {
-    if kind.ends_with("Options") || matches!(kind, "Status" | "List" | "PartialObjectMetadata") {
+    if kind.ends_with("Options")
+        || matches!(kind, "Status" | "List" | "PartialObjectMetadata" | "PartialObjectMetadataList")
+    {
         return find(&format!("{META}{kind}"));
     }
     None

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::auth::{self, User};
 use crate::encoding::Wanted;
-use crate::negotiate::{Form, IncludeObjectChoice, Rendering};
+use crate::negotiate::{IncludeObjectChoice, Rendering, negotiated};
 use crate::path::{Resource, Target, Verb};
 use crate::query::{FieldValidation, Query};
 use crate::rbac;
@@ -112,10 +112,11 @@ async fn on_resource(
         rbac::check_upgrade(inner, user, verb, resource)?;
         return node::forward(inner, resource, query, request).await;
     }
-    let form = Form::asked(request.headers())?;
+    let (form, media) = negotiated(request.headers(), resource, verb == Verb::Watch)?;
     let rendering = Rendering {
         kind: resource.kind,
         form,
+        media,
         now: (inner.now)(),
         include: IncludeObjectChoice::asked(query),
     };
@@ -128,7 +129,7 @@ async fn on_resource(
             let page = list::page(inner, resource, query)?;
             Ok(json_response(StatusCode::OK, rendering.many(&page.items, page.metadata)))
         }
-        Verb::Watch => Ok(json_body(StatusCode::OK, watch::start(inner, resource, query, rendering)?)),
+        Verb::Watch => watch::start(inner, resource, query, rendering),
         _ => {
             let (parts, body) = request.into_parts();
             let content_type = content_type(&parts.headers);

@@ -1,4 +1,4 @@
-//! In which encoding an answer travels: JSON as it is, YAML for those who ask for it, packed when it is large.
+//! In which encoding an answer travels: JSON as it is, YAML and protobuf for those who ask for it, packed when it is large.
 //!
 //! Invariant: a body that is still growing (a watch, a log) travels as it is.
 
@@ -9,30 +9,26 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use serde_json::Value;
 
+use crate::negotiate::{Accepted, Media};
+
 /// Smaller answers are not worth packing, as Kubernetes finds too.
 const PACKED_FROM_BYTES: u64 = 128 * 1024;
 
 /// What a request says about the encoding of its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    yaml: bool,
+    accepted: Vec<Accepted>,
     gzip: bool,
 }
 
 impl Wanted {
     pub(crate) fn asked(headers: &HeaderMap) -> Wanted {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let known = |media: &&str| {
-            matches!(*media, "application/json" | "application/yaml" | "*/*" | "application/*")
-        };
-        let media = |one: &str| one.split(';').next().unwrap_or_default().trim().to_owned();
-        let accepted: Vec<String> = text(header::ACCEPT).split(',').map(media).collect();
-        let first = accepted.iter().map(String::as_str).find(known);
         let gzip = text(header::ACCEPT_ENCODING).split(',').any(|one| {
             let (name, quality) = one.split_once(';').unwrap_or((one, ""));
             name.trim() == "gzip" && quality.trim() != "q=0"
         });
-        Wanted { yaml: first == Some("application/yaml"), gzip }
+        Wanted { accepted: Accepted::all(headers), gzip }
     }
 
     /// The answer as wanted.
@@ -40,18 +36,19 @@ impl Wanted {
         let size = response.body().size_hint().exact().unwrap_or(0);
         let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|of| of == "application/json");
         let packed_already = response.headers().contains_key(header::CONTENT_ENCODING);
-        let to_yaml = self.yaml && is_json && size > 0 && !packed_already;
+        let first = self.accepted.first().map_or(Media::Json, |accepted| accepted.media);
+        let rewritten = first != Media::Json && is_json && size > 0 && !packed_already;
         let to_gzip = self.gzip && size > PACKED_FROM_BYTES && !packed_already;
-        if !to_yaml && !to_gzip {
+        if !rewritten && !to_gzip {
             return response;
         }
         let (mut parts, body) = response.into_parts();
         // The whole body is in memory already: its size is known.
         let Ok(collected) = body.collect().await else { return Response::from_parts(parts, full("")) };
         let mut bytes = collected.to_bytes();
-        if let (true, Some(yaml)) = (to_yaml, yaml_of(&bytes)) {
-            bytes = yaml;
-            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+        if rewritten && let Some((media, other)) = self.rewritten(&bytes) {
+            bytes = other;
+            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media.name()));
         }
         if let (true, Some(packed)) = (to_gzip, packed(&bytes)) {
             bytes = packed;
@@ -59,6 +56,26 @@ impl Wanted {
             parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
         }
         Response::from_parts(parts, full(bytes))
+    }
+}
+
+impl Wanted {
+    /// The first accepted form that this JSON can be written in; none when it stays JSON.
+    fn rewritten(&self, json: &[u8]) -> Option<(Media, Bytes)> {
+        for Accepted { media, what } in &self.accepted {
+            match media {
+                Media::Json => return None,
+                Media::Yaml => return Some((Media::Yaml, yaml_of(json)?)),
+                // A table has no protobuf form.
+                Media::Protobuf if what.as_deref() == Some("Table") => {}
+                Media::Protobuf => {
+                    if let Ok(bytes) = api::proto::encode(json) {
+                        return Some((Media::Protobuf, bytes.into()));
+                    }
+                }
+            }
+        }
+        None
     }
 }
 

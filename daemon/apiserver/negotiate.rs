@@ -1,7 +1,8 @@
-//! In which form an answer is wanted: the object, its metadata, or rows of a table.
+//! In which form an answer is wanted: the object, its metadata, or rows of a table; as JSON, YAML or protobuf.
 
 use api::error::ApiError;
-use api::kinds::Kind;
+use api::kinds::{self, Kind};
+use api::proto;
 use api::table::{self, IncludeObject};
 use bytes::Bytes;
 use http::HeaderMap;
@@ -9,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::object;
+use crate::path::Resource;
 use crate::query::Query;
 
 /// The form of objects in an answer.
@@ -19,34 +21,107 @@ pub(crate) enum Form {
     Table,
 }
 
-impl Form {
-    /// Reads `Accept`: the first alternative that is served wins; JSON when nothing is said.
-    pub(crate) fn asked(headers: &HeaderMap) -> Result<Form, ApiError> {
-        let Some(accept) = headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok()) else {
-            return Ok(Form::Whole);
-        };
-        let alternatives = accept.split(',').map(|one| {
-            let mut parts = one.split(';').map(str::trim);
-            (parts.next().unwrap_or_default().to_owned(), parts.collect::<Vec<_>>())
-        });
-        for (media, parameters) in alternatives {
-            if !matches!(media.as_str(), "application/json" | "*/*" | "application/*" | "") {
-                continue;
-            }
-            let kind = parameters.iter().find_map(|parameter| parameter.strip_prefix("as="));
-            match kind {
-                None => return Ok(Form::Whole),
-                Some("Table") => return Ok(Form::Table),
-                Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Form::Metadata),
-                Some(_) => {}
-            }
+/// How an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Media {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+impl Media {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Media::Json => "application/json",
+            Media::Yaml => "application/yaml",
+            Media::Protobuf => "application/vnd.kubernetes.protobuf",
         }
-        if accept.contains("application/yaml") || accept.contains("text/html") || accept.contains("protobuf")
-        {
-            return Ok(Form::Whole);
-        }
-        Err(ApiError::not_acceptable(&["application/json"]))
     }
+}
+
+/// One entry of `Accept` that can be served: how it is written, and as what (`as=Table`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) media: Media,
+    pub(crate) what: Option<String>,
+}
+
+impl Accepted {
+    /// The entries of `Accept` that are known, the most wanted first; JSON when nothing is said.
+    pub(crate) fn all(headers: &HeaderMap) -> Vec<Accepted> {
+        let lines = headers.get_all(http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let accept = lines.collect::<Vec<_>>().join(",");
+        let mut known: Vec<(u32, usize, Accepted)> = accept.split(',').filter_map(entry).collect();
+        if accept.trim().is_empty() {
+            known.push((1000, 0, Accepted { media: Media::Json, what: None }));
+        }
+        // Stable: of what is wanted alike, the earlier wins.
+        known.sort_by_key(|(quality, wildcards, _)| (std::cmp::Reverse(*quality), *wildcards));
+        known.into_iter().map(|(.., accepted)| accepted).collect()
+    }
+}
+
+/// Quality in thousandths, number of wildcards, and the entry; none when it is not wanted or not known.
+fn entry(text: &str) -> Option<(u32, usize, Accepted)> {
+    let mut parts = text.split(';').map(str::trim);
+    let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let media = match name.as_str() {
+        "application/json" | "application/*" | "*/*" => Media::Json,
+        "application/yaml" => Media::Yaml,
+        "application/vnd.kubernetes.protobuf" => Media::Protobuf,
+        _ => return None,
+    };
+    let (mut quality, mut what) = (1000, None);
+    for parameter in parts {
+        match parameter.split_once('=') {
+            Some(("q", value)) => quality = thousandths(value.trim())?,
+            Some(("as", value)) => what = Some(value.trim().to_owned()),
+            _ => {}
+        }
+    }
+    (quality > 0).then(|| (quality, name.matches('*').count(), Accepted { media, what }))
+}
+
+fn thousandths(quality: &str) -> Option<u32> {
+    let value: f64 = quality.parse().ok()?;
+    // Between 0 and 1000, so that nothing is cut off.
+    Some((value.clamp(0.0, 1.0) * 1000.0).round() as u32)
+}
+
+/// The form and encoding that are served of those that a client accepts. A watch has no YAML.
+pub(crate) fn negotiated(
+    headers: &HeaderMap,
+    resource: &Resource,
+    watch: bool,
+) -> Result<(Form, Media), ApiError> {
+    let kind = resource.kind;
+    let has_protobuf = match resource.subresource.as_deref().and_then(|name| kind.subresource(name)) {
+        Some(spoken) => proto::has_form(&kinds::api_version(&spoken.group, &spoken.version), &spoken.kind),
+        None => proto::has_form(&kind.api_version(), &kind.kind),
+    };
+    // What is answered and forgotten has no rows.
+    let has_rows = kind.verbs.iter().any(|verb| verb == "get" || verb == "list");
+    for Accepted { media, what } in Accepted::all(headers) {
+        let form = match what.as_deref() {
+            None => Form::Whole,
+            Some("Table") => Form::Table,
+            Some("PartialObjectMetadata" | "PartialObjectMetadataList") => Form::Metadata,
+            Some(_) => continue,
+        };
+        let served = match media {
+            _ if form == Form::Table && !has_rows => false,
+            Media::Json => true,
+            Media::Yaml => !watch,
+            Media::Protobuf => form == Form::Metadata || (form == Form::Whole && has_protobuf),
+        };
+        if served {
+            return Ok((form, media));
+        }
+    }
+    let mut served = vec![Media::Json.name()];
+    served.extend((!watch).then_some(Media::Yaml.name()));
+    served.extend(has_protobuf.then_some(Media::Protobuf.name()));
+    Err(ApiError::not_acceptable(&served))
 }
 
 /// How the rows of a table are made.
@@ -54,6 +129,7 @@ impl Form {
 pub(crate) struct Rendering {
     pub(crate) kind: &'static Kind,
     pub(crate) form: Form,
+    pub(crate) media: Media,
     pub(crate) now: Timestamp,
     pub(crate) include: IncludeObjectChoice,
 }

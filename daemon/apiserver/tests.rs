@@ -21,6 +21,7 @@ mod behaviour;
 mod custom;
 mod kinds;
 mod pods;
+mod protocol;
 
 pub(crate) async fn server() -> Server {
     let store = Store::open(Box::new(MemoryDisk::default()), Head::parse, &store::Config::default()).unwrap();

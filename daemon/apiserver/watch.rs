@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use api::error::ApiError;
+use api::proto;
 use bytes::Bytes;
 use client::Body;
 use futures::StreamExt;
+use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::json;
@@ -15,7 +17,7 @@ use store::{Event, EventKind, Watch};
 use tokio::time::Instant;
 
 use crate::list::Selection;
-use crate::negotiate::Rendering;
+use crate::negotiate::{Form, Media, Rendering};
 use crate::path::Resource;
 use crate::query::Query;
 use crate::{Head, Inner, object};
@@ -29,7 +31,7 @@ pub(crate) fn start(
     resource: &Resource,
     query: &Query,
     rendering: Rendering,
-) -> Result<Body, ApiError> {
+) -> Result<Response<Body>, ApiError> {
     let selection = Selection::asked(resource, query)?;
     let prefix = object::prefix(resource.kind, &resource.namespace);
     let asked = query.number("resourceVersion")?;
@@ -41,24 +43,30 @@ pub(crate) fn start(
         return Err(crate::list::too_new(asked.unwrap_or(0), snapshot.revision()));
     }
     let from_scratch = stream_list || asked.is_none_or(|asked| asked == 0);
-    let mut first = Vec::new();
+    let mut first = Lines::new(&rendering);
     if from_scratch && query.get("sendInitialEvents") != Some("false") {
         for entry in snapshot.range(&prefix, None).filter(|entry| selection.matches(&entry.head)) {
-            line(&mut first, "ADDED", &rendering.one(&entry.value));
+            first.event("ADDED", &rendering.one(&entry.value));
         }
         if stream_list && bookmarks {
-            bookmark(&mut first, &rendering, snapshot.revision(), true);
+            first.bookmark(&rendering, snapshot.revision(), true);
         }
     }
     let after = if from_scratch { snapshot.revision() } else { asked.unwrap_or(0) };
     let watch = inner.store.watch(&prefix, after).map_err(|_| too_old(after))?;
     let timeout = query.number("timeoutSeconds")?.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
     let state = State { watch, selection, rendering, bookmarks, end: Instant::now() + timeout, ended: false };
-    let first = (!first.is_empty()).then(|| Bytes::from(first));
+    let first = first.given();
     let changes =
         futures::stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
     let frames = futures::stream::iter(first).chain(changes).map(|bytes| Ok(Frame::data(bytes)));
-    Ok(StreamBody::new(frames).boxed_unsync())
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    let content_type = match rendering.media {
+        Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        other => other.name(),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    Ok(response)
 }
 
 /// A list that is streamed says from which version it may be, as documented.
@@ -98,24 +106,24 @@ impl State {
     /// The next lines, all of one batch together. None ends the watch.
     async fn next(&mut self) -> Option<Bytes> {
         while !self.ended {
-            let mut lines = Vec::new();
+            let mut lines = Lines::new(&self.rendering);
             // Cancel-safe: Watch::next gives a batch only at its return, and the time-out ends the watch for good.
             match tokio::time::timeout_at(self.end, self.watch.next()).await {
                 Ok(Ok(events)) => events.iter().for_each(|event| self.tell(&mut lines, event)),
                 Ok(Err(store::Error::Closed)) => return None,
                 Ok(Err(_)) => {
                     self.ended = true;
-                    line(&mut lines, "ERROR", too_old(self.watch.progress()).status().to_string().as_bytes());
+                    lines.error(&too_old(self.watch.progress()));
                 }
                 Err(_) => {
                     self.ended = true;
                     if self.bookmarks {
-                        bookmark(&mut lines, &self.rendering, self.watch.progress(), false);
+                        lines.bookmark(&self.rendering, self.watch.progress(), false);
                     }
                 }
             }
-            if !lines.is_empty() {
-                return Some(lines.into());
+            if let Some(bytes) = lines.given() {
+                return Some(bytes);
             }
         }
         None
@@ -123,7 +131,7 @@ impl State {
 
     /// A change as this watcher's selection sees it: an object that comes into or leaves the selection is added or
     /// deleted, as documented.
-    fn tell(&self, lines: &mut Vec<u8>, event: &Event<Head>) {
+    fn tell(&self, lines: &mut Lines, event: &Event<Head>) {
         let before = event.previous.as_ref().is_some_and(|previous| self.selection.matches(&previous.head));
         let after = event.kind == EventKind::Put && self.selection.matches(&event.entry.head);
         let name = match (before, after) {
@@ -133,37 +141,66 @@ impl State {
             (true, false) => "DELETED",
             (false, false) => return,
         };
-        line(lines, name, &self.rendering.one(&event.entry.value));
+        lines.event(name, &self.rendering.one(&event.entry.value));
     }
+
     /// An object that left the selection is told as it was last in it, with the version of the change.
-    fn tell_left(&self, lines: &mut Vec<u8>, event: &Event<Head>) {
+    fn tell_left(&self, lines: &mut Lines, event: &Event<Head>) {
         let Some(previous) = &event.previous else { return };
         let (mut last, now) = (object::parse(&previous.value), object::parse(&event.entry.value));
         let version = object::meta(&now, "resourceVersion").to_owned();
         object::metadata(&mut last).insert("resourceVersion".to_owned(), version.into());
-        line(lines, "DELETED", &self.rendering.one(&last.to_string().into()));
+        lines.event("DELETED", &self.rendering.one(&last.to_string().into()));
     }
 }
 
-fn line(lines: &mut Vec<u8>, name: &str, object: &[u8]) {
-    lines.extend_from_slice(b"{\"type\":\"");
-    lines.extend_from_slice(name.as_bytes());
-    lines.extend_from_slice(b"\",\"object\":");
-    lines.extend_from_slice(object);
-    lines.extend_from_slice(b"}\n");
+/// Events as they stand in the stream: lines of JSON, or protobuf behind its length.
+struct Lines {
+    media: Media,
+    bytes: Vec<u8>,
 }
 
-fn bookmark(lines: &mut Vec<u8>, rendering: &Rendering, revision: u64, initial_end: bool) {
-    let kind = rendering.kind;
-    let mut mark = json!({
-        "kind": kind.kind, "apiVersion": kind.api_version(), "metadata": { "resourceVersion": revision.to_string() },
-    });
-    if initial_end {
-        mark["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+impl Lines {
+    fn new(rendering: &Rendering) -> Lines {
+        Lines { media: rendering.media, bytes: Vec::new() }
     }
-    let mark = match rendering.form {
-        crate::negotiate::Form::Whole => Bytes::from(mark.to_string()),
-        _ => rendering.one(&Bytes::from(mark.to_string())),
-    };
-    line(lines, "BOOKMARK", &mark);
+
+    /// What there is to send, if anything.
+    fn given(self) -> Option<Bytes> {
+        (!self.bytes.is_empty()).then(|| Bytes::from(self.bytes))
+    }
+
+    fn event(&mut self, name: &str, object: &[u8]) {
+        if self.media == Media::Protobuf {
+            match proto::encode(object) {
+                Ok(object) => self.bytes.extend_from_slice(&proto::watch_event(name, &object)),
+                // A Status can always be written.
+                Err(error) if name != "ERROR" => self.error(&ApiError::internal(&error)),
+                Err(_) => {}
+            }
+            return;
+        }
+        self.bytes.extend_from_slice(b"{\"type\":\"");
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(b"\",\"object\":");
+        self.bytes.extend_from_slice(object);
+        self.bytes.extend_from_slice(b"}\n");
+    }
+
+    fn error(&mut self, error: &ApiError) {
+        self.event("ERROR", error.status().to_string().as_bytes());
+    }
+
+    fn bookmark(&mut self, rendering: &Rendering, revision: u64, initial_end: bool) {
+        let kind = rendering.kind;
+        let mut mark = json!({
+            "kind": kind.kind, "apiVersion": kind.api_version(), "metadata": { "resourceVersion": revision.to_string() },
+        });
+        if initial_end {
+            mark["metadata"]["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
+        }
+        let mark = Bytes::from(mark.to_string());
+        let mark = if rendering.form == Form::Whole { mark } else { rendering.one(&mark) };
+        self.event("BOOKMARK", &mark);
+    }
 }

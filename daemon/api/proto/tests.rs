@@ -136,6 +136,26 @@ fn check(object: Value) {
     for zeroes in [Zeroes::LeftOut, Zeroes::Written] {
         assert_eq!(decode(&encode(&object, zeroes)).unwrap(), object);
     }
+    // The answer as this server writes it.
+    assert_eq!(decode(&super::encode(object.to_string().as_bytes()).unwrap()).unwrap(), object);
+    if message_of(
+        object["apiVersion"].as_str().unwrap(),
+        &format!("{}List", object["kind"].as_str().unwrap()),
+    )
+    .is_some()
+    {
+        check_list(object);
+    }
+}
+
+/// A list of a kind: its items say neither version nor kind, as in Go.
+#[track_caller]
+fn check_list(mut object: Value) {
+    let item = object.as_object_mut().unwrap();
+    let (version, kind) = (item.remove("apiVersion").unwrap(), item.remove("kind").unwrap());
+    let metadata = json!({"resourceVersion": "9", "continue": "c", "remainingItemCount": 0});
+    let list = json!({"apiVersion": version, "kind": format!("{}List", kind.as_str().unwrap()), "metadata": metadata, "items": [object, object]});
+    assert_eq!(decode(&super::encode(list.to_string().as_bytes()).unwrap()).unwrap(), list);
 }
 
 fn meta(name: &str) -> Value {
@@ -353,6 +373,25 @@ fn bodies_that_kubectl_sent_are_read_as_it_prints_them() {
         let body = STANDARD.decode(row["body"].as_str().unwrap()).unwrap();
         assert_eq!(decode(&body).unwrap(), row["object"], "{}", row["of"]);
     }
+}
+
+#[test]
+fn what_has_no_protobuf_form_is_told() {
+    let told = |object: Value| super::encode(object.to_string().as_bytes()).unwrap_err().to_string();
+    assert_eq!(
+        told(json!({"apiVersion": "a/v1", "kind": "Thing"})),
+        "no protobuf form is known of a/v1 Thing; send it as JSON"
+    );
+    assert_eq!(
+        told(json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": 1}})),
+        "data of io.k8s.api.core.v1.ConfigMap has no protobuf form; ask for JSON"
+    );
+}
+
+/// Byte by byte: 4 bytes of length, 1 type, 2 object{1 raw}.
+#[test]
+fn an_event_of_a_watch_is_framed_by_its_length() {
+    assert_eq!(super::watch_event("ADDED", b"xy"), b"\0\0\0\x0d\x0a\x05ADDED\x12\x04\x0a\x02xy");
 }
 
 #[test]
