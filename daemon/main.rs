@@ -8,6 +8,7 @@ mod config;
 mod garbage;
 mod kitchen;
 mod larder;
+mod leap;
 mod node;
 mod offline;
 mod ports;

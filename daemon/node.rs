@@ -332,6 +332,7 @@ impl Node {
         let web = roof.web(clock)?;
         web.start(&tasks, web_listener);
         tasks.spawn("settle", move |stop| settle(stop, synced));
+        tasks.spawn("leap", crate::leap::follow);
         Ok(Node { web, missing, tasks, store: ground.store, _lock: lock })
     }
 

@@ -319,13 +319,21 @@ impl Work<'_> {
         };
         let pause = second.duration_since(first).as_secs().max(1);
         let missed = self.now.duration_since(first).as_secs() / pause + 1;
-        // Not every missed time is looked at: after a long night there can be millions.
-        let back = SignedDuration::from_secs((missed - 2).max(0).saturating_mul(pause));
+        // Not every missed time is looked at: after a long night there can be millions. So the search begins shortly
+        // before now, and earlier when no time lies in between.
+        let mut back = SignedDuration::from_secs(pause.saturating_mul(2));
         let mut at = first;
-        let mut later = schedule.next(first.saturating_add(back).unwrap_or(first), zone);
-        while let Some(next) = later.filter(|next| *next <= self.now) {
-            at = next;
-            later = schedule.next(next, zone);
+        loop {
+            let from = self.now.saturating_sub(back).unwrap_or(first).max(first);
+            let mut later = schedule.next(from, zone);
+            while let Some(next) = later.filter(|next| *next <= self.now) {
+                at = next;
+                later = schedule.next(next, zone);
+            }
+            if at > first || from == first {
+                break;
+            }
+            back = back.saturating_mul(2);
         }
         Some(Due { at, many_missed: missed > MANY })
     }

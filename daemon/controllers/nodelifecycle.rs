@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use reconcile::{Plan, Reconciler};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::Error;
 use crate::podgc::node_of;
@@ -52,7 +53,7 @@ pub(crate) struct NodeLifecycle {
     client: Door,
     seen: Seen,
     clock: Clock,
-    heard: Mutex<BTreeMap<Key, (Sign, Timestamp)>>,
+    heard: Mutex<BTreeMap<Key, (Sign, Instant)>>,
 }
 
 /// What it looks at.
@@ -86,18 +87,19 @@ impl NodeLifecycle {
         NodeLifecycle { client, seen, clock, heard: Mutex::default() }
     }
 
-    /// When a node was heard of last, by this machine's clock: the node's own may be wrong.
+    /// When a node was heard of last. Measured by a clock that nobody sets: the node's own may be wrong, and this
+    /// machine's may leap.
     fn heard(&self, key: &Key, node: &Node) -> Timestamp {
         let lease = self.seen.leases.get(&Key::new(LEASES, key.name.as_str()));
         let renewed = lease.and_then(|lease| Some(lease.spec.as_ref()?.renew_time.as_ref()?.0));
         let told = condition(node, "Ready").and_then(|known| Some(known.last_heartbeat_time.as_ref()?.0));
-        let (sign, now) = ((renewed, told), self.clock.now());
+        let (sign, now) = ((renewed, told), Instant::now());
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, at) = heard.entry(key.clone()).or_insert((sign, now));
         if *known != sign {
             (*known, *at) = (sign, now);
         }
-        *at
+        self.clock.now() - at.elapsed()
     }
 }
 

@@ -4,6 +4,7 @@
 //! Invariant: of one key never two rounds run at once; a key woken while its round runs gets one more round.
 //! Invariant: `plan` is a pure function of the view and the time; only the loop owns a clock.
 
+mod leaps;
 mod queue;
 mod tasks;
 mod work;
@@ -13,6 +14,7 @@ use std::future::Future;
 
 use jiff::Timestamp;
 
+pub use leaps::leapt;
 pub use queue::Queue;
 pub use tasks::Tasks;
 pub use work::{Backoff, Work};

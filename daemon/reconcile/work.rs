@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::leaps::leaps;
 use crate::{Order, Queue, Reconciler, chain};
 
 /// How long a key that failed waits before its next round.
@@ -64,6 +65,7 @@ impl<R: Reconciler> Work<R> {
             failures: BTreeMap::new(),
         };
         let mut rounds: JoinSet<Round<R::Key>> = JoinSet::new();
+        let mut leaps = leaps();
         loop {
             while rounds.len() < self.at_once {
                 let Some(key) = state.next_ready() else { break };
@@ -82,6 +84,8 @@ impl<R: Reconciler> Work<R> {
                 },
                 // Cancel-safe: Queue::take removes keys only at its return.
                 keys = self.queue.take() => state.woken(keys),
+                // Cancel-safe per docs of watch::Receiver::changed. Its sender is never dropped.
+                Ok(()) = leaps.changed() => state.fire_all(),
                 // Cancel-safe: sleeping until a fixed time.
                 () = sleep_until(next_due), if next_due.is_some() => state.fire(Instant::now()),
             }
@@ -127,6 +131,12 @@ impl<K: Ord + Clone + std::fmt::Display> State<K> {
             self.at.remove(&key);
             self.ready.insert(key);
         }
+    }
+
+    /// Looks again at everything that waits: how long it has to wait is known anew then.
+    fn fire_all(&mut self) {
+        self.at.clear();
+        self.ready.extend(std::mem::take(&mut self.due).into_iter().map(|(_, key)| key));
     }
 
     fn ended<R: Reconciler>(&mut self, round: Round<K>, backoff: &Backoff) {

@@ -89,3 +89,51 @@ fn waits_double_and_are_capped() {
     assert_eq!(backoff.after(3), Duration::from_millis(40));
     assert_eq!(backoff.after(40), Duration::from_secs(60));
 }
+
+/// Notes when it was looked at, and asks to be looked at in a year.
+struct Patient(tokio::sync::mpsc::UnboundedSender<()>);
+
+impl Reconciler for Patient {
+    type Key = String;
+    type View = ();
+    type Step = ();
+    type Error = Injected;
+    const NAME: &'static str = "patient";
+
+    async fn observe(&self, _: &String) -> Result<(), Injected> {
+        self.0.send(()).map_err(|_| Injected)
+    }
+
+    fn plan(_: &(), now: Timestamp) -> Plan<()> {
+        Plan::empty().again_at(now + Duration::from_secs(365 * 24 * 3600))
+    }
+
+    async fn act(&self, _: &String, _: ()) -> Result<(), Injected> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_looked_at_again_when_the_clock_leaps() {
+    let (seen, mut looked) = tokio::sync::mpsc::unbounded_channel();
+    let queue = Queue::new();
+    queue.wake("key".to_owned());
+    let work = Work {
+        reconciler: Arc::new(Patient(seen)),
+        queue,
+        now: Arc::new(Timestamp::now),
+        at_once: 1,
+        backoff: Backoff::default(),
+    };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(work.run(stop.clone()));
+    looked.recv().await.unwrap();
+    // The round may not have ended yet: then its wait begins after this leap, and another is needed.
+    let mut again = None;
+    while again.is_none() {
+        crate::leapt();
+        again = tokio::time::timeout(Duration::from_millis(20), looked.recv()).await.ok();
+    }
+    stop.cancel();
+    running.await.unwrap();
+}
