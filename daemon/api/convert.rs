@@ -3,6 +3,8 @@
 //! Invariant: there and back is the identity, but for what the object's author could not have said in that version.
 //! Invariant: what is stored is of the version that `Kind::stored` names; every other version is a view.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value, json};
 
 use crate::custom;
@@ -27,14 +29,17 @@ const EVENT_FIELDS: [(&str, &str); 7] = [
     ("deprecatedCount", "count"),
 ];
 
-/// The stored form of an object of this kind.
-pub fn to_stored(kind: &Kind, object: &Value) -> Value {
+/// The stored form of an object of this kind: mostly what it is.
+pub fn to_stored<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
+    if kind.custom().is_none() && kind.is_stored() {
+        return Cow::Borrowed(object);
+    }
     let mut object = object.clone();
     if let Some(custom) = kind.custom() {
         custom::to_stored(kind, custom, &mut object);
-        return object;
+        return Cow::Owned(object);
     }
-    if let (false, Value::Object(map)) = (kind.is_stored(), &mut object) {
+    if let Value::Object(map) = &mut object {
         match kind.kind.as_str() {
             "Event" => EVENT_FIELDS.iter().for_each(|(new, old)| rename(map, new, old)),
             "HorizontalPodAutoscaler" => autoscaler_to_v2(map),
@@ -42,7 +47,7 @@ pub fn to_stored(kind: &Kind, object: &Value) -> Value {
         }
         named(map, kind.stored());
     }
-    object
+    Cow::Owned(object)
 }
 
 /// An object of this kind from its stored form.
@@ -197,7 +202,7 @@ mod tests {
         named(object.as_object_mut().expect("an object"), kind);
         let mut wanted = stored;
         named(wanted.as_object_mut().expect("an object"), kind.stored());
-        assert_eq!(to_stored(kind, &object), wanted);
+        assert_eq!(*to_stored(kind, &object), wanted);
         assert_eq!(from_stored(kind, wanted), object);
     }
 

@@ -10,7 +10,7 @@ use api::error::ApiError;
 use api::kinds::Kind;
 use api::schema::Defect;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use store::Durability;
 
 use crate::Inner;
@@ -107,18 +107,7 @@ pub(crate) fn keep_what_is_not_written(
     match subresource {
         None if kind.status => keep(old, wanted, "status"),
         None => wanted,
-        Some("status") => {
-            let mut new = keep(&wanted, old.clone(), "status");
-            // Labels of what makes pods are its own business; elsewhere status may come with labels and annotations.
-            let labels = (kind.group != "apps").then_some("labels");
-            for field in ["managedFields", "annotations"].into_iter().chain(labels) {
-                match wanted["metadata"].get(field) {
-                    Some(value) => metadata(&mut new).insert(field.to_owned(), value.clone()),
-                    None => metadata(&mut new).remove(field),
-                };
-            }
-            new
-        }
+        Some("status") => status_of(kind, old, wanted),
         Some("approval") => {
             let mut new = old.clone();
             new["status"]["conditions"] = wanted["status"]["conditions"].clone();
@@ -134,16 +123,38 @@ pub(crate) fn keep_what_is_not_written(
     }
 }
 
+/// The old object with the status that is wanted, and with what of the metadata may come with it. Made of what is wanted,
+/// which mostly is the old one but for the status: so little is copied.
+fn status_of(kind: &Kind, old: &Value, mut wanted: Value) -> Value {
+    // Labels of what makes pods are its own business; elsewhere status may come with labels and annotations.
+    let comes = |field: &str| {
+        matches!(field, "managedFields" | "annotations") || (field == "labels" && kind.group != "apps")
+    };
+    let (none, metadata) = (Map::new(), metadata(&mut wanted));
+    like(metadata, old["metadata"].as_object().unwrap_or(&none), &comes);
+    if let Some(fields) = wanted.as_object_mut() {
+        like(fields, old.as_object().unwrap_or(&none), &|field| matches!(field, "status" | "metadata"));
+    }
+    wanted
+}
+
+/// Makes a map like another one, but for fields of its own.
+fn like(map: &mut Map<String, Value>, other: &Map<String, Value>, own: &dyn Fn(&str) -> bool) {
+    map.retain(|field, _| own(field) || other.contains_key(field));
+    for (field, value) in other.iter().filter(|(field, _)| !own(field)) {
+        if map.get(field) != Some(value) {
+            map.insert(field.clone(), value.clone());
+        }
+    }
+}
+
 /// Whether anything but metadata and status changed: what `metadata.generation` counts.
 pub(crate) fn wanted_state_differs(old: &Value, new: &Value) -> bool {
-    let wanted = |object: &Value| {
-        let fields = object.as_object().cloned().unwrap_or_default();
-        fields
-            .into_iter()
-            .filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status"))
-            .collect::<Vec<_>>()
-    };
-    wanted(old) != wanted(new)
+    let counts = |name: &str| !matches!(name, "metadata" | "status");
+    let none = Map::new();
+    let (old, new) = (old.as_object().unwrap_or(&none), new.as_object().unwrap_or(&none));
+    let names = |of: &Map<String, Value>| of.keys().filter(|name| counts(name)).count();
+    names(old) != names(new) || old.iter().any(|(name, value)| counts(name) && new.get(name) != Some(value))
 }
 
 /// Must an acknowledged write have reached the disk? What the machine can tell again need not.
