@@ -10,6 +10,7 @@ mod guard;
 mod html;
 mod images;
 mod metrics;
+mod overview;
 mod page;
 mod serve;
 mod view;

@@ -16,7 +16,7 @@ function age() {
   }
 }
 
-const events = new EventSource("/events?as=page");
+const events = new EventSource(`/events?as=page&${location.search.slice(1)}`);
 events.addEventListener("page", (event) => {
   const open = new Set(Array.from(main.querySelectorAll("details[open]"), (details) => details.id));
   main.innerHTML = event.data;

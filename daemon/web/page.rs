@@ -6,15 +6,16 @@ use jiff::Timestamp;
 
 use crate::Facts;
 use crate::html::Html;
+use crate::overview::{self, Asked, FEW, verdict};
 use crate::view::{Application, Pod, View};
 
+/// Applications that the headline names.
+const NAMED: usize = 8;
 /// Revisions of an application that are shown.
 const MOST_HISTORY: usize = 10;
-/// More applications than these are listed as tiles first.
-const FEW: usize = 2;
 
 /// The whole page.
-pub(crate) fn document(view: &View, node: &Facts, now: Timestamp) -> String {
+pub(crate) fn document(view: &View, node: &Facts, asked: &Asked, now: Timestamp) -> String {
     let mut html = Html::default();
     html.raw("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n")
         .raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>")
@@ -24,8 +25,12 @@ pub(crate) fn document(view: &View, node: &Facts, now: Timestamp) -> String {
         .text(&node.name)
         .raw("</span> <span id=\"live\">as of ")
         .text(&now.strftime("%H:%M:%S UTC").to_string())
-        .raw("</span></header>\n<main aria-live=\"polite\">");
-    draw(&mut html, view, node, now);
+        .raw("</span></header>\n");
+    if view.applications.len() > FEW {
+        overview::search(&mut html, asked);
+    }
+    html.raw("<main aria-live=\"polite\">");
+    draw(&mut html, view, node, asked, now);
     html.raw("</main>\n<footer>holdfast ")
         .text(&node.version)
         .raw(" · API <code>")
@@ -37,13 +42,13 @@ pub(crate) fn document(view: &View, node: &Facts, now: Timestamp) -> String {
 }
 
 /// What changes: the inside of `<main>`.
-pub(crate) fn contents(view: &View, node: &Facts, now: Timestamp) -> String {
+pub(crate) fn contents(view: &View, node: &Facts, asked: &Asked, now: Timestamp) -> String {
     let mut html = Html::default();
-    draw(&mut html, view, node, now);
+    draw(&mut html, view, node, asked, now);
     html.finish()
 }
 
-fn draw(html: &mut Html, view: &View, node: &Facts, now: Timestamp) {
+fn draw(html: &mut Html, view: &View, node: &Facts, asked: &Asked, now: Timestamp) {
     let tone = if view.ready { Tone::Ok } else { worst(view) };
     html.raw("<h1 data-title=\"").text(&title(view, node)).raw("\" class=\"").raw(tone.class()).raw("\">");
     html.raw(tone.symbol()).raw(" ").text(&headline(view)).raw("</h1>");
@@ -52,35 +57,25 @@ fn draw(html: &mut Html, view: &View, node: &Facts, now: Timestamp) {
             .text(line)
             .raw("</p></div>");
     }
-    if view.applications.len() > FEW {
-        tiles(html, view);
+    let chosen = overview::chosen(view, asked);
+    if !asked.application.is_empty() {
+        html.raw("<p><a href=\"/\">← all applications</a></p>");
+        if chosen.is_empty() {
+            html.raw("<p class=\"none\">There is no application of this name.</p>");
+        }
+        chosen.iter().for_each(|app| application(html, app, now));
+        return;
     }
-    for app in &view.applications {
+    if view.applications.len() > FEW {
+        overview::counts(html, view, asked);
+        overview::tiles(html, &chosen, asked);
+    }
+    for app in overview::in_full(&chosen) {
         application(html, app, now);
     }
     services(html, view);
     machines(html, view, now);
     events(html, view, now);
-}
-
-/// Many applications at one glance, the troubled first.
-fn tiles(html: &mut Html, view: &View) {
-    let mut all: Vec<&Application> = view.applications.iter().collect();
-    all.sort_by_key(|app| app.read.is_good());
-    html.raw("<nav class=\"tiles\">");
-    for app in all {
-        let status = &app.read;
-        html.raw("\n<a href=\"#app-")
-            .text(&encoded(&app.name))
-            .raw("\"><b>")
-            .text(&app.name)
-            .raw("</b><span>");
-        state(html, &status.sync.state);
-        state(html, &status.health.code);
-        html.raw("</span><small>").text(status.source.commit_message.lines().next().unwrap_or_default());
-        html.raw("</small></a>");
-    }
-    html.raw("</nav>");
 }
 
 fn title(view: &View, node: &Facts) -> String {
@@ -98,17 +93,15 @@ fn headline(view: &View) -> String {
         (false, _, 0) => "The applications are being read".to_owned(),
         (false, _, 1) => format!("{} is not there yet", not_yet[0]),
         (false, all, some) => {
-            format!("{some} of {all} applications are not there yet: {}", not_yet.join(", "))
+            let more = if some > NAMED { format!(" and {} more", some - NAMED) } else { String::new() };
+            let named = not_yet[..some.min(NAMED)].join(", ");
+            format!("{some} of {all} applications are not there yet: {named}{more}")
         }
     }
 }
 
 fn worst(view: &View) -> Tone {
-    let bad = |app: &Application| {
-        !app.read.defects.is_empty()
-            || [&app.read.sync.state, &app.read.health.code].iter().any(|word| tone(word) == Tone::Bad)
-    };
-    if view.applications.iter().any(|app| app.followed && bad(app)) { Tone::Bad } else { Tone::Wait }
+    if view.applications.iter().any(|app| verdict(app) == Tone::Bad) { Tone::Bad } else { Tone::Wait }
 }
 
 fn application(html: &mut Html, app: &Application, now: Timestamp) {
@@ -525,7 +518,7 @@ fn cell(html: &mut Html, open: &'static str, text: &str) {
 
 /// How a state is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tone {
+pub(crate) enum Tone {
     Ok,
     Wait,
     Bad,
@@ -533,7 +526,7 @@ enum Tone {
 }
 
 impl Tone {
-    fn class(self) -> &'static str {
+    pub(crate) fn class(self) -> &'static str {
         match self {
             Tone::Ok => "ok",
             Tone::Wait => "wait",
@@ -552,7 +545,7 @@ impl Tone {
     }
 }
 
-fn tone(word: &str) -> Tone {
+pub(crate) fn tone(word: &str) -> Tone {
     match word {
         "Synced" | "Healthy" | "Running" | "Succeeded" | "Ready" | "Skipped" => Tone::Ok,
         "OutOfSync" | "Progressing" | "Pruning" | "Missing" | "Pending" | "ContainerCreating"
@@ -563,7 +556,7 @@ fn tone(word: &str) -> Tone {
     }
 }
 
-fn state(html: &mut Html, word: &str) {
+pub(crate) fn state(html: &mut Html, word: &str) {
     toned(html, tone(word), word);
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::metrics::{self, Process};
+use crate::overview::Asked;
 use crate::{Decision, Refusal, Room, detail, forge, git, guard, images, page, views};
 
 /// A comment keeps a silent stream open through proxies, which cut after a minute.
@@ -109,9 +110,9 @@ pub(crate) fn answer(result: Result<Value, Refusal>) -> Response {
     }
 }
 
-async fn html(State(app): State<App>) -> Response {
+async fn html(State(app): State<App>, Query(asked): Query<Asked>) -> Response {
     app.room.eyes.synced().await;
-    let text = page::document(&app.room.look(), &app.room.node, (app.room.now)());
+    let text = page::document(&app.room.look(), &app.room.node, &asked, (app.room.now)());
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], text).into_response()
 }
 
@@ -127,7 +128,7 @@ struct Form {
     kind: Option<String>,
 }
 
-async fn events(State(app): State<App>, Query(form): Query<Form>) -> Response {
+async fn events(State(app): State<App>, Query(form): Query<Form>, Query(asked): Query<Asked>) -> Response {
     let room = Arc::clone(&app.room);
     let stream = match form.kind.as_deref() {
         None => {
@@ -139,7 +140,8 @@ async fn events(State(app): State<App>, Query(form): Query<Form>) -> Response {
         Some("page") => {
             let shown = Arc::clone(&room);
             let pages = Box::pin(views(room));
-            let draw = move |view: Arc<crate::view::View>| page::contents(&view, &shown.node, (shown.now)());
+            let draw =
+                move |view: Arc<crate::view::View>| page::contents(&view, &shown.node, &asked, (shown.now)());
             pages.map(move |view| Event::default().event("page").data(draw(view))).right_stream()
         }
         Some(_) => return refuse(400, "as is left out or \"page\""),

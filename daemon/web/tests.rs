@@ -343,7 +343,12 @@ fn sample_view() -> View {
 
 #[test]
 fn the_page_is_the_one_that_was_looked_at() {
-    let drawn = page::document(&sample_view(), &facts(), "2026-11-24T09:30:00Z".parse().unwrap());
+    let drawn = page::document(
+        &sample_view(),
+        &facts(),
+        &overview::Asked::default(),
+        "2026-11-24T09:30:00Z".parse().unwrap(),
+    );
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/page.html");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -358,7 +363,12 @@ fn the_page_is_the_one_that_was_looked_at() {
 
 #[test]
 fn no_text_of_the_cluster_becomes_markup_on_the_page() {
-    let drawn = page::document(&hostile_view(), &facts(), "2026-11-24T09:30:00Z".parse().unwrap());
+    let drawn = page::document(
+        &hostile_view(),
+        &facts(),
+        &overview::Asked::default(),
+        "2026-11-24T09:30:00Z".parse().unwrap(),
+    );
     assert_eq!(drawn.matches("<script").count(), 1, "only our own");
     assert!(!drawn.contains("\" onmouseover"), "no attribute is left");
     assert!(drawn.matches("&lt;script&gt;").count() >= 16);
