@@ -259,10 +259,6 @@ const SERVED: &[Row] = &[
 /// Kinds that are stored, listed and watched, but that nothing acts on yet, with what does not happen. Whoever makes it
 /// happen deletes the row.
 const UNATTENDED: &[(&str, &str, &str)] = &[
-    ("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "no webhook is called"),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", "it is not evaluated"),
-    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", "no policy is evaluated"),
-    ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "no webhook is called"),
     ("apiregistration.k8s.io", "APIService", "no other API server is asked"),
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),

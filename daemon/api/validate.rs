@@ -3,6 +3,7 @@
 //! Invariant: judges what `schema::check_fields` has passed and `schema::defaults` has filled; wrong types are not looked for here.
 //! Invariant: all causes are collected, never only the first; wording is Kubernetes' own.
 
+mod admission;
 mod cron;
 mod meta;
 mod names;
@@ -100,6 +101,16 @@ fn body(kind: &Kind, object: &Value, old: Option<&Value>, found: &mut Found) {
 
 fn body_of_policy(group: &str, kind: &str, object: &Value, old: Option<&Value>, found: &mut Found) {
     match (group, kind) {
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => admission::policy(object, found),
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            admission::binding(object, found);
+        }
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
+        ) => {
+            admission::webhooks(object, found);
+        }
         ("networking.k8s.io", "NetworkPolicy") => policy::network_policy(object, found),
         ("node.k8s.io", "RuntimeClass") => policy::runtime(object, found),
         ("policy", "PodDisruptionBudget") => policy::budget(object, found),

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod classes;
+pub(crate) mod dynamic;
 mod limits;
 mod pods;
 mod priority;

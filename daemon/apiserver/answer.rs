@@ -18,7 +18,9 @@ use crate::path::{Resource, Target, Verb};
 use crate::query::{FieldValidation, Query};
 use crate::rbac;
 use crate::write::Asked;
-use crate::{Inner, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch};
+use crate::{
+    Inner, admission, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch,
+};
 
 /// Larger bodies are refused, as Kubernetes refuses them.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -106,10 +108,12 @@ async fn on_resource(
         return metrics::give(inner, resource, query).await;
     }
     if proxy::is_proxy(resource) {
+        admission::dynamic::on_connect(inner, user, resource, query).await?;
         return proxy::forward(inner, resource, request).await;
     }
     if node::answers(resource.subresource.as_deref()) {
         rbac::check_upgrade(inner, user, verb, resource)?;
+        admission::dynamic::on_connect(inner, user, resource, query).await?;
         return node::forward(inner, resource, query, request).await;
     }
     let (form, media) = negotiated(request.headers(), resource, verb == Verb::Watch)?;

@@ -7,7 +7,7 @@ use store::Expect;
 
 use crate::object::{self, meta, metadata};
 use crate::write::{Asked, Lost, success};
-use crate::{list, strategy};
+use crate::{admission, list, strategy};
 
 /// What a DELETE says in its body or query.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +84,7 @@ fn returns_object(kind: &api::kinds::Kind) -> bool {
 pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Gone, ApiError> {
     // The body may ask for a trial as well as the query.
     let trial = options.dry_run.then(|| asked.query.as_trial());
+    let warnings = &mut asked.warnings;
     let asked = &Asked {
         query: trial.as_ref().unwrap_or(asked.query),
         twice: Vec::new(),
@@ -95,6 +96,7 @@ pub(crate) async fn one(asked: &mut Asked<'_>, options: &Options) -> Result<Gone
         let kind = asked.resource.kind;
         let old = object::parse_as(kind, &entry.value);
         check(asked, options, &old)?;
+        admission::dynamic::on_delete(asked, &old, warnings).await?;
         let marked = strategy::mark_deleted(kind, &old, options, (asked.inner.now)());
         let expect = Expect::At(entry.modified);
         let outcome = if strategy::nothing_holds(kind, &marked) {

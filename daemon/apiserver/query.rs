@@ -30,6 +30,11 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
+    /// All values of a parameter.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str()).collect()
+    }
+
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.0
             .iter()

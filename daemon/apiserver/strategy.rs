@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use store::Durability;
 
 use crate::Inner;
+use crate::admission;
 use crate::delete::{self, Options};
 use crate::object::{self, meta, metadata};
 
@@ -40,6 +41,7 @@ pub(crate) fn create(inner: &Inner, kind: &Kind, object: &mut Value) -> Result<(
             object["status"] = json!({ "phase": "Pending", "qosClass": class });
         }
         "Namespace" => object["status"] = json!({ "phase": "Active" }),
+        "ValidatingAdmissionPolicy" => admission::dynamic::noted(object),
         _ => {}
     }
     Ok(())

@@ -19,6 +19,7 @@ use super::*;
 mod admission;
 mod behaviour;
 mod custom;
+mod dynamic;
 mod kinds;
 mod pods;
 mod protocol;

@@ -122,6 +122,7 @@ impl Asked<'_> {
         admission::admit(self.inner, kind, &object)?;
         auth::legacy_secret(self.inner, kind, &mut object)?;
         admission::mutate(self.inner, kind, &mut object).await?;
+        self.ask_to_change(None, &mut object).await?;
         let allocation = self.inner.allocator.begin(kind).await;
         let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
         strategy::create(self.inner, kind, &mut object)?;
@@ -130,6 +131,7 @@ impl Asked<'_> {
         invalid(kind, &name, validate::create(kind, &object))?;
         rbac::escalation::check(self.inner, self.user, kind, None, &object)?;
         admission::validate(self.inner, kind, None, &object, &mut self.warnings)?;
+        self.ask_to_allow(None, &object).await?;
         admission::quota::admit(self.inner, kind, None, &object)?;
         if matches!(origin, Origin::Update) {
             patch::track_update(kind, None, &mut object, &self.manager(), None, &now);
@@ -250,7 +252,7 @@ impl Asked<'_> {
             }
             let allocation = self.inner.allocator.begin(kind).await;
             let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
-            let Some(new) = self.next_version(&old, wanted, &origin)? else {
+            let Some(new) = self.next_version(&old, wanted, &origin).await? else {
                 return Ok(Written { value: entry.value, created: false });
             };
             let done = if object::is_terminating(&new) && strategy::nothing_holds(kind, &new) {
@@ -269,7 +271,7 @@ impl Asked<'_> {
     }
 
     /// The version that follows `old` when a client wants `wanted`; none when nothing would change.
-    fn next_version(
+    async fn next_version(
         &mut self,
         old: &Value,
         wanted: Value,
@@ -301,6 +303,7 @@ impl Asked<'_> {
             };
         }
         schema::defaults(kind, &mut new);
+        self.ask_to_change(Some(old), &mut new).await?;
         strategy::update(self.inner, kind, self.subresource(), old, &mut new)?;
         // A binding is where the pod runs, not what is wanted of it.
         let wanted = new.get("spec").is_some() || kind.custom().is_some();
@@ -313,6 +316,9 @@ impl Asked<'_> {
         rbac::escalation::check(self.inner, self.user, kind, Some(old), &new)?;
         if self.subresource() != Some("status") {
             admission::validate(self.inner, kind, Some(old), &new, &mut self.warnings)?;
+        }
+        self.ask_to_allow(Some(old), &new).await?;
+        if self.subresource() != Some("status") {
             admission::quota::admit(self.inner, kind, Some(old), &new)?;
         }
         if matches!(origin, Origin::Update) {

@@ -272,3 +272,48 @@ fn roles_and_bindings_name_what_they_are_about() {
         ],
     );
 }
+
+#[test]
+fn admission_is_refused_what_it_could_not_do() {
+    const ADMISSION: &str = "admissionregistration.k8s.io/v1";
+    check(
+        of(
+            ADMISSION,
+            "ValidatingWebhookConfiguration",
+            json!({ "webhooks": [{
+                "name": "a.example.com", "clientConfig": { "url": "http://example.com" }, "sideEffects": "None",
+                "admissionReviewVersions": ["v1"], "timeoutSeconds": 31,
+                "rules": [{ "operations": ["MAKE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"] }],
+                "matchConditions": [{ "name": "c", "expression": "object.x ==" }],
+            }] }),
+        ),
+        &[
+            r#"webhooks[0].clientConfig.url: Invalid value: "http://example.com": 'https' is the only allowed URL scheme"#,
+            "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
+            r#"webhooks[0].rules[0].operations[0]: Unsupported value: "MAKE": supported values: "*", "CONNECT", "CREATE", "DELETE", "UPDATE""#,
+            r#"webhooks[0].matchConditions[0].expression: Invalid value: "object.x ==": compilation failed: ERROR: <input>:1:12: Syntax error: unexpected end of input"#,
+        ],
+    );
+    check(
+        of(
+            ADMISSION,
+            "ValidatingAdmissionPolicy",
+            json!({ "spec": { "validations": [{ "expression": "nobody > 1" }] } }),
+        ),
+        &[
+            "spec.matchConstraints.resourceRules: Required value",
+            r#"spec.validations[0].expression: Invalid value: "nobody > 1": compilation failed: ERROR: <input>:1:1: undeclared reference to 'nobody' (in container '')"#,
+        ],
+    );
+    check(
+        of(
+            ADMISSION,
+            "ValidatingAdmissionPolicyBinding",
+            json!({ "spec": { "policyName": "p", "validationActions": ["Deny", "Warn"], "paramRef": { "name": "x" } } }),
+        ),
+        &[
+            r#"spec.validationActions: Invalid value: ["Deny","Warn"]: must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)"#,
+            "spec.paramRef.parameterNotFoundAction: Required value",
+        ],
+    );
+}
