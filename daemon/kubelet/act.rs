@@ -8,7 +8,8 @@ use client::{Cache, Key, Recorder, Weight, is_not_found};
 use images::{Image, Reference};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret, Service,
+    ConfigMap, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodStatus, Secret,
+    Service,
 };
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
@@ -48,6 +49,9 @@ pub(crate) struct Kubelet {
     pub(crate) config_maps: Cache<ConfigMap>,
     pub(crate) secrets: Cache<Secret>,
     pub(crate) services: Cache<Service>,
+    pub(crate) nodes: Cache<Node>,
+    /// Held while one pod is judged, so that two never get the same room.
+    pub(crate) admitting: Mutex<()>,
     /// None where the API server does not serve them.
     pub(crate) claims: Option<Cache<PersistentVolumeClaim>>,
     pub(crate) volumes: Option<Cache<PersistentVolume>>,
@@ -95,6 +99,8 @@ impl Kubelet {
             config_maps: parts.caches.of(),
             secrets: parts.caches.of(),
             services: parts.caches.of(),
+            nodes: parts.caches.of(),
+            admitting: Mutex::default(),
             claims: served("PersistentVolumeClaim").then(|| parts.caches.of()),
             volumes: served("PersistentVolume").then(|| parts.caches.of()),
             tokens: Mutex::default(),
@@ -118,6 +124,7 @@ impl Kubelet {
         self.config_maps.synced().await;
         self.secrets.synced().await;
         self.services.synced().await;
+        self.nodes.synced().await;
         if let (Some(claims), Some(volumes)) = (&self.claims, &self.volumes) {
             claims.synced().await;
             volumes.synced().await;

@@ -40,6 +40,8 @@ pub(crate) struct Notes {
     pub(crate) files_hold: Option<u64>,
     /// The status last written, so that an old copy in the cache does not make us write it again.
     pub(crate) written: Option<k8s_openapi::api::core::v1::PodStatus>,
+    /// Whether this node took the pod, and if not: reason and message. None: not asked yet.
+    pub(crate) admission: Option<Result<(), (String, String)>>,
     /// Whether the sandbox's problem was told already.
     pub(crate) sandbox_problem: Option<String>,
 }
@@ -121,6 +123,12 @@ impl Book {
         *notes != before
     }
 
+    /// Whether this node took the pod.
+    pub(crate) fn has_admitted(&self, uid: &str) -> bool {
+        self.lock().get(uid).is_some_and(|notes| notes.admission == Some(Ok(())))
+    }
+
+    /// Nothing of the pod is here any more.
     pub(crate) fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }

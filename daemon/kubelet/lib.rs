@@ -5,6 +5,7 @@
 //! Invariant: what runs is observed from the runtime, never remembered: after a restart every plan is empty.
 
 mod act;
+mod admit;
 mod asking;
 mod book;
 mod container_status;

@@ -17,7 +17,7 @@ use crate::book::{Notes, Probed};
 use crate::env::{Facts, Sources};
 use crate::plan::View;
 use crate::resize::{self, Room};
-use crate::{rules, security, volumes};
+use crate::{admit, rules, security, volumes};
 
 /// Most bytes of last words that are told, as documented.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -37,7 +37,9 @@ impl Kubelet {
         }
         let files = pod.as_ref().map(|pod| self.files(pod, uid));
         let refused = pod.as_ref().and_then(|pod| crate::refuse::refused(pod));
-        let rejected = pod.as_ref().and_then(|pod| self.rejected(pod));
+        let rejected = pod
+            .as_ref()
+            .and_then(|pod| self.rejected(pod).or_else(|| self.admission(pod, uid, sandbox.is_some())));
         let (files_wanted, missing) = match files {
             Some(Ok(files)) => (files.hash(), None),
             Some(Err(why)) => (0, Some(why)),
@@ -83,6 +85,50 @@ impl Kubelet {
         let allowed = &self.parts.config.allowed_unsafe_sysctls;
         security::forbidden_sysctl(spec, allowed)
             .or_else(|| security::unconfinable(spec, security::has_apparmor()))
+    }
+
+    /// Why the node does not take the pod; judged once, before anything of the pod is made.
+    fn admission(&self, pod: &Pod, uid: &str, has_sandbox: bool) -> Option<(String, String)> {
+        let _turn = lock(&self.admitting);
+        if let Some(known) = self.book.notes(uid).admission {
+            return known.err();
+        }
+        // What was begun before the daemon was started again was taken then.
+        let begun = has_sandbox || crate::plan::has_ended(pod) || is_begun(pod);
+        let gone = pod.metadata.deletion_timestamp.is_some();
+        let refusal = if begun || gone { None } else { admit::refusal(pod, &self.offer(uid)) };
+        self.book.write(uid, |notes| {
+            notes.admission = Some(refusal.clone().map_or(Ok(()), Err));
+        });
+        if let Some((reason, message)) = &refusal {
+            let message = message.strip_prefix("Pod was rejected: ").unwrap_or(message);
+            self.events.tell(pod, client::Weight::Warning, reason, message);
+        }
+        refusal
+    }
+
+    /// The node as it is for one more pod.
+    fn offer(&self, uid: &str) -> admit::Offer {
+        let allocatable = BTreeMap::from([
+            ("cpu".to_owned(), i128::from(self.allocatable_cpu_milli())),
+            ("memory".to_owned(), i128::from(self.allocatable_memory_bytes()) * 1000),
+            ("ephemeral-storage".to_owned(), i128::from(self.machine_disk_bytes) * 1000),
+            ("pods".to_owned(), i128::from(self.parts.config.max_pods) * 1000),
+        ]);
+        let keys: Vec<String> = lock(&self.keys).keys().filter(|other| *other != uid).cloned().collect();
+        let mut taken: BTreeMap<String, i128> = BTreeMap::new();
+        for other in keys {
+            let Some(pod) = self.pod(&other).filter(|pod| !crate::plan::has_ended(pod)) else { continue };
+            if self.book.has_admitted(&other) || is_begun(&pod) {
+                for name in allocatable.keys() {
+                    *taken.entry(name.clone()).or_default() += admit::asked(&pod, name);
+                }
+            }
+        }
+        let name = self.parts.node_name.clone();
+        let node = self.nodes.get(&Key::new("", &name));
+        let labels = node.map(|node| node.metadata.labels.clone().unwrap_or_default());
+        admit::Offer { name, labels, allocatable, taken }
     }
 
     /// What the configuration of containers that do not run lacks. Asked anew in each round, so that a container starts the
@@ -188,6 +234,11 @@ impl Kubelet {
         }
         (!words.is_empty()).then_some(words)
     }
+}
+
+/// The kubelet has told of the pod before.
+fn is_begun(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| status.start_time.is_some())
 }
 
 /// After a restart of the daemon a container is as ready as it was told to be, until a probe finds otherwise.
