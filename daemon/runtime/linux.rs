@@ -68,6 +68,8 @@ struct Known {
 
 struct Entry {
     state: SandboxState,
+    /// The protocol that its shim speaks.
+    version: u32,
     link: Option<Link>,
 }
 
@@ -133,7 +135,7 @@ impl LinuxRuntime {
                 });
                 state.id =
                     dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-                let entry = Entry { state: wire::sandbox_state(&state, false), link: None };
+                let entry = Entry { state: wire::sandbox_state(&state, false), version: 0, link: None };
                 self.known.lock().insert(state.id, entry);
             }
         }
@@ -142,7 +144,8 @@ impl LinuxRuntime {
     /// Keeps the state and follows the shim from here on.
     fn know(&self, state: &State, link: Link, talk: Conversation) {
         let (id, pid) = (state.id.clone(), state.pid);
-        let entry = Entry { state: wire::sandbox_state(state, true), link: Some(link) };
+        let entry =
+            Entry { state: wire::sandbox_state(state, true), version: state.version, link: Some(link) };
         self.known.lock().insert(id.clone(), entry);
         let _ = self.known.changes.send(id.clone());
         let (known, token) = (Arc::clone(&self.known), self.token.clone());
@@ -368,6 +371,13 @@ impl Runtime for LinuxRuntime {
             };
             let text = tokio::fs::read(&path).await.map_err(|error| failed(error.to_string()))?;
             container.filter = seccomp::compile(&text).map_err(failed)?;
+        }
+        let version = self.known.lock().get(sandbox).map_or(shim::VERSION, |entry| entry.version);
+        if let Some(what) = wire::unknown_to(version, &container) {
+            let reason = format!(
+                "{what}: its pod was started by an older holdfast that knows none; start the pod anew"
+            );
+            return Err(Error::Start { name, reason, code: 128 });
         }
         match self.ask(sandbox, Order::Start { container }).await? {
             // The shim told all its listeners before it answered, so `sandboxes()` knows of it by now.

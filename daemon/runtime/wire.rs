@@ -56,6 +56,21 @@ pub(crate) fn container(from: ContainerSpec) -> shim::Container {
     }
 }
 
+/// What of a container a shim of this version would pass over without a word.
+pub(crate) fn unknown_to(version: u32, container: &shim::Container) -> Option<&'static str> {
+    let mounts = &container.mounts;
+    let since_2 = [
+        ("processes of another container", !container.pid_of.is_empty()),
+        ("a seccomp profile", !container.filter.is_empty()),
+        ("an AppArmor profile", !container.apparmor.is_empty()),
+        ("strict supplementary groups", container.strict_groups),
+        ("a part of a volume", mounts.iter().any(|mount| !mount.sub_path.is_empty())),
+        ("recursively read-only mounts", mounts.iter().any(|mount| mount.recursive_read_only)),
+        ("an image as a volume", mounts.iter().any(|mount| !mount.layers.is_empty())),
+    ];
+    since_2.into_iter().find_map(|(what, asked)| (version < 2 && asked).then_some(what))
+}
+
 pub(crate) fn exec(from: &ExecSpec) -> shim::Exec {
     shim::Exec {
         args: from.args.clone(),

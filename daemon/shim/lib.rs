@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 pub mod cgroup;
 pub mod code;
 
-/// The version of this protocol.
-pub const VERSION: u32 = 1;
+/// The version of this protocol. 2: processes of another container, system call filters, AppArmor, groups of the image's
+/// files, parts of mounts, read-only mounts beneath mounts and layers as mounts.
+pub const VERSION: u32 = 2;
 /// The socket's name in the sandbox's directory.
 pub const SOCKET: &str = "shim.sock";
 /// The [`Sandbox`] the shim was started with, in the sandbox's directory.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 mod bed;
 mod kernels;
+mod older;
 use bed::Bed;
 
 /// The texts of a log's lines on a stream, with their tags.
