@@ -31,4 +31,5 @@ mod rollout;
 mod saves;
 mod scheduling;
 mod start;
+mod taints;
 mod workloads;

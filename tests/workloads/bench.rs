@@ -1,6 +1,7 @@
 //! Controllers and scheduler over the real API server and its disk, on simulated nodes; `cargo bench -p workloads`.
 //!
-//! One process holds all of it, the simulated kubelets too; processor time and memory are that process's.
+//! One process holds all of it, the simulated kubelets too; processor time and memory are that process's. What a cluster
+//! held is not given back: memory counts for the first line of a run, so name one group (`-- deployment`).
 
 use std::collections::BTreeSet;
 use std::error::Error;

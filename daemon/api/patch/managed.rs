@@ -113,9 +113,9 @@ impl Managers {
         self.0.retain(|entry| !entry.fields.is_empty());
         self.merge_ancient();
         self.0.sort_by(|a, b| {
-            let key = |e: &Entry| {
-                (e.operation, e.time.clone(), e.manager.clone(), e.api_version.clone(), e.subresource.clone())
-            };
+            fn key(e: &Entry) -> (Operation, &str, &str, &str, &str) {
+                (e.operation, &e.time, &e.manager, &e.api_version, &e.subresource)
+            }
             key(a).cmp(&key(b))
         });
         let Value::Object(object) = object else { return };

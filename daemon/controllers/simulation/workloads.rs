@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
 use k8s_openapi::api::batch::v1::CronJob;
-use k8s_openapi::api::core::v1::{Endpoints, Node, PersistentVolumeClaim, ReplicationController, Service};
+use k8s_openapi::api::core::v1::{
+    Endpoints, Node, PersistentVolumeClaim, ReplicationController, ResourceQuota, Service,
+};
 
 use super::*;
 
@@ -304,4 +306,70 @@ async fn endpoints_follow_pods_and_what_somebody_writes_is_mirrored() {
     let far = |all: &[Arc<EndpointSlice>]| all.iter().any(|one| pods::name(&one.metadata).starts_with("far"));
     world.until::<EndpointSlice>("no mirror", move |all| !far(all)).await;
     world.quiet().await;
+}
+
+#[tokio::test]
+async fn a_quota_is_never_exceeded_whatever_fails() {
+    let mut world = World::new(HARD).await;
+    let quota = json!({"metadata": {"name": "few", "namespace": "default"}, "spec": {"hard": {"pods": "5"}}});
+    world.create::<ResourceQuota>(quota).await;
+    let (_, most) = promise(&world);
+    world.create::<Deployment>(deployment(8, "v1")).await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        world.restart().await;
+    }
+    world.until::<Pod>("five are up", |all| all.iter().filter(|pod| is_up(pod)).count() == 5).await;
+    world
+        .until::<ReplicaSet>("the set says why it has no more", |all| {
+            let conditions = all.iter().filter_map(|set| set.status.as_ref()?.conditions.clone()).flatten();
+            // The first refusal is told, as by Kubernetes, and here that may be an injected one.
+            conditions.into_iter().any(|known| known.type_ == "ReplicaFailure" && known.status == "True")
+        })
+        .await;
+    assert_eq!(most.load(Ordering::Relaxed), 5);
+    // One goes, and one more may come: never two.
+    let pods = world.api::<Pod>("default");
+    let one = pods.list(&Default::default()).await.unwrap().items[0].metadata.clone();
+    pods.delete(one.name.as_deref().unwrap(), &DeleteParams::default()).await.unwrap();
+    let gone = one.uid.unwrap();
+    world
+        .until::<Pod>("five others are up", move |all| {
+            let up = all.iter().filter(|pod| is_up(pod) && pods::uid(&pod.metadata) != gone);
+            up.count() == 5
+        })
+        .await;
+    assert_eq!(most.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test]
+async fn an_index_succeeds_once_however_often_the_controllers_start_anew() {
+    let mut world = World::new(HARD).await;
+    let ended = Arc::new(Mutex::new(std::collections::BTreeMap::<String, BTreeSet<String>>::new()));
+    let seen = Arc::clone(&ended);
+    world.seen.of::<Pod>().listen(move |pod| {
+        let annotations = pod.metadata.annotations.clone().unwrap_or_default();
+        let index = annotations.get("batch.kubernetes.io/job-completion-index").cloned();
+        if let (Some(index), "Succeeded") = (index, pods::phase(pod)) {
+            seen.lock().unwrap().entry(index).or_default().insert(pods::uid(&pod.metadata).to_owned());
+        }
+    });
+    world
+        .create::<Job>(job(8, "exit-0", json!({"completionMode": "Indexed", "backoffLimitPerIndex": 1})))
+        .await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        world.restart().await;
+    }
+    let complete = |all: &[Arc<Job>]| {
+        all.iter().any(|job| job.status.as_ref().is_some_and(|status| status.completion_time.is_some()))
+    };
+    world.until::<Job>("completion", complete).await;
+    world.quiet().await;
+    let status = world.api::<Job>("default").get("work").await.unwrap().status.unwrap();
+    assert_eq!((status.completed_indexes.as_deref(), status.succeeded), (Some("0-7"), Some(8)));
+    assert_eq!((status.failed, status.active), (None, None));
+    let ended = ended.lock().unwrap();
+    assert!(ended.values().all(|pods| pods.len() == 1), "an index ran twice: {ended:?}");
+    assert_eq!(ended.len(), 8);
 }
