@@ -32,6 +32,9 @@ pub fn create(kind: &Kind, object: &Value) -> Vec<Defect> {
     let mut found = Found::default();
     meta::object(kind, &object["metadata"], &mut found);
     body(kind, object, None, &mut found);
+    if kind.group.is_empty() && kind.kind == "Pod" {
+        pod::created(object, &mut found);
+    }
     found.defects
 }
 

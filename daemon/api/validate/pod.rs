@@ -14,6 +14,13 @@ pub(super) fn pod(object: &Value, found: &mut Found) {
     spec(&object["spec"], "spec", found);
 }
 
+/// What only a pod that comes may not have.
+pub(super) fn created(object: &Value, found: &mut Found) {
+    if !items(&object["spec"]["ephemeralContainers"]).is_empty() {
+        found.add(Defect::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
+}
+
 /// `ValidatePodTemplateSpec`.
 pub(super) fn template(template: &Value, path: &str, found: &mut Found) {
     meta::labels(&template["metadata"]["labels"], &format!("{path}.metadata.labels"), found);
@@ -135,7 +142,7 @@ fn container(container: &Value, spec: &Value, path: &str, found: &mut Found) {
     environment(container, path, found);
     volumes::mounts(container, spec, path, found);
     probes::probes(container, path, found);
-    probes::lifecycle(container, path, found);
+    probes::lifecycle(container, spec, path, found);
     resources::requirements(&container["resources"], &format!("{path}.resources"), found);
     security(&container["securityContext"], &format!("{path}.securityContext"), found);
     let own = &container["securityContext"];
@@ -447,9 +454,27 @@ fn security(context: &Value, path: &str, found: &mut Found) {
         if let Some(name) = found.required(&sysctl["name"], &path)
             && !seen.insert(name)
         {
-            found.add(Defect::duplicate(path, &sysctl["name"]));
+            found.add(Defect::duplicate(path.clone(), &sysctl["name"]));
+        }
+        let name = text(&sysctl["name"]);
+        if !name.is_empty() && !is_sysctl(name) {
+            let why = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*([a-z0-9][-_a-z0-9]*)?[a-z0-9]$";
+            found.add(Defect::invalid(path, &sysctl["name"], why));
         }
     }
+}
+
+/// Parts of lower-case letters, digits, dashes and underscores that begin and end with a letter or digit, between dots or
+/// slashes.
+fn is_sysctl(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let part = |part: &str| {
+        let bytes = part.as_bytes();
+        let ends = bytes.first().zip(bytes.last());
+        ends.is_some_and(|(first, last)| plain(*first) && plain(*last))
+            && bytes.iter().all(|byte| plain(*byte) || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(part)
 }
 
 /// The labels that a selector's terms ask of a template (`selector` does not match template `labels`).

@@ -43,7 +43,12 @@ pub(super) fn probes(container: &Value, path: &str, found: &mut Found) {
 }
 
 /// `validateLifecycle` of one container.
-pub(super) fn lifecycle(container: &Value, path: &str, found: &mut Found) {
+pub(super) fn lifecycle(container: &Value, spec: &Value, path: &str, found: &mut Found) {
+    if !container["lifecycle"]["stopSignal"].is_null() && text(&spec["os"]["name"]).is_empty() {
+        let why = "may not be set for containers with empty `spec.os.name`";
+        found.add(Defect::forbidden(format!("{path}.lifecycle.stopSignal"), why));
+    }
+    let grace = spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
     for name in ["postStart", "preStop"] {
         let hook = &container["lifecycle"][name];
         if !hook.is_null() {
@@ -53,6 +58,11 @@ pub(super) fn lifecycle(container: &Value, path: &str, found: &mut Found) {
                 &["exec", "httpGet", "sleep", "tcpSocket"],
                 found,
             );
+        }
+        let seconds = &hook["sleep"]["seconds"];
+        if seconds.as_i64().is_some_and(|seconds| !(0..=grace).contains(&seconds)) {
+            let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+            found.add(Defect::invalid(format!("{path}.lifecycle.{name}.sleep"), seconds, &why));
         }
     }
 }
@@ -88,8 +98,6 @@ fn action(of: &Value, path: &str, known: &[&str], found: &mut Found) {
             port(&of[name]["port"], &format!("{path}.{name}.port"), found);
         }
     }
-    let seconds = &of["sleep"]["seconds"];
-    found.non_negative(seconds, &format!("{path}.sleep.seconds"));
 }
 
 /// A port by number or by name (`ValidatePortNumOrName`).
