@@ -165,7 +165,9 @@ fn check(asked: &Asked<'_>, options: &Options, old: &Value) -> Result<(), ApiErr
 /// The marks of a deletion that has been asked for, on an object that something still holds.
 pub(crate) fn marks(object: &mut Value, now: jiff::Timestamp, grace_seconds: i64) {
     let at = now + std::time::Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
-    let generation = object["metadata"]["generation"].as_i64();
+    // A shorter grace period later on is no new wish.
+    let first = object["metadata"]["deletionTimestamp"].is_null();
+    let generation = object["metadata"]["generation"].as_i64().filter(|_| first);
     let fields = metadata(object);
     fields.insert("deletionTimestamp".to_owned(), crate::write::seconds(at).into());
     fields.insert("deletionGracePeriodSeconds".to_owned(), grace_seconds.into());
