@@ -13,13 +13,13 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use reconcile::{Plan, Queue, Reconciler, Tasks};
-use runtime::{PidNamespace, Propagation, SandboxSpec};
+use runtime::{Phase, PidNamespace, Propagation, SandboxSpec};
 use serde_json::json;
 use tracing::debug;
 
 use crate::Parts;
 use crate::asking::Asker;
-use crate::book::{Book, FailedStart, FilesProblem, MustRestart, Probed};
+use crate::book::{Begun, Book, FailedStart, FilesProblem, MustRestart, Probed};
 use crate::ending::Window;
 use crate::etc;
 use crate::files::{Files, Places};
@@ -331,14 +331,12 @@ impl Kubelet {
                     let message = format!("Container image {image:?} already present on machine");
                     self.events.tell_of(about(), Weight::Normal, "Pulled", &message);
                 }
+                self.note_begin(&pod, uid, container, attempt);
                 let message = format!("Created container: {container}");
                 self.events.tell_of(about(), Weight::Normal, "Created", &message);
                 self.book.write(uid, |notes| {
                     notes.failed_starts.remove(container);
                     notes.probes.insert(container.to_owned(), Probed { attempt, ..Probed::default() });
-                    let found = rules::find(&pod, container);
-                    let given = found.as_ref().and_then(|found| found.container.resources.as_ref());
-                    notes.applied.insert(container.to_owned(), (attempt, resize::resizable(given)));
                 });
                 let message = format!("Started container {container}");
                 self.events.tell_of(about(), Weight::Normal, "Started", &message);
@@ -348,6 +346,25 @@ impl Kubelet {
         }
         self.queue.wake(uid.to_owned());
         Ok(())
+    }
+
+    /// Notes what a running attempt was given and is.
+    fn note_begin(&self, pod: &Pod, uid: &str, container: &str, attempt: u32) {
+        let Some(found) = rules::find(pod, container) else { return };
+        let image = found.container.image.clone().unwrap_or_default();
+        let sandbox = self.parts.runtime.sandbox(uid);
+        let states = sandbox.iter().flat_map(|sandbox| &sandbox.containers);
+        let user = states.into_iter().find_map(|state| match state.phase {
+            Phase::Running { pid } if (state.name.as_str(), state.attempt) == (container, attempt) => {
+                crate::machine::user_of(pid)
+            }
+            _ => None,
+        });
+        self.book.write(uid, |notes| {
+            let given = resize::resizable(found.container.resources.as_ref());
+            notes.applied.insert(container.to_owned(), (attempt, given));
+            notes.begun.insert(container.to_owned(), Begun { attempt, image, user });
+        });
     }
 
     /// Notes an attempt that did not become a running program.
@@ -454,7 +471,9 @@ impl Kubelet {
                 "CreateContainerConfigError" => ("Failed", format!("Error: {message}")),
                 "ContainerCreating" | "PodInitializing" if !message.is_empty() => {
                     // Told of the pod, once for all its containers.
-                    if known.is_none_or(|(_, known)| known != message) && !told_of_volumes {
+                    // A token that is on its way is no failure.
+                    let late = !message.contains(volumes::NO_TOKEN_YET);
+                    if late && known.is_none_or(|(_, known)| known != message) && !told_of_volumes {
                         self.events.tell(pod, Weight::Warning, "FailedMount", &message);
                         told_of_volumes = true;
                     }

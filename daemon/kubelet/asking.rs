@@ -15,6 +15,9 @@ const REDIRECTS: usize = 10;
 /// Who asks, unless the probe says otherwise.
 const AGENT: &str = "kube-probe/1.36";
 
+/// What became of asking: well, perhaps with something to be told all the same, or not, and why.
+pub(crate) type Asked = Result<Option<String>, String>;
+
 /// What probes are made with.
 pub(crate) struct Asker {
     http: reqwest::Client,
@@ -45,12 +48,7 @@ impl Asker {
     }
 
     /// Makes one probe.
-    pub(crate) async fn probe(
-        &self,
-        wanted: &Wanted,
-        sandbox: &str,
-        runtime: &dyn Runtime,
-    ) -> Result<(), String> {
+    pub(crate) async fn probe(&self, wanted: &Wanted, sandbox: &str, runtime: &dyn Runtime) -> Asked {
         let asked = self.once(&wanted.check, &wanted.container, sandbox, runtime);
         let outcome = tokio::time::timeout(wanted.timeout, asked).await;
         outcome.unwrap_or_else(|_| Err(late(&wanted.check, wanted.timeout)))
@@ -63,20 +61,20 @@ impl Asker {
         container: &str,
         sandbox: &str,
         runtime: &dyn Runtime,
-    ) -> Result<(), String> {
+    ) -> Asked {
         match check {
             Check::Http { url, headers } => self.get(url, headers).await,
             Check::Tcp { address } => match tokio::net::TcpStream::connect(address).await {
-                Ok(_) => Ok(()),
+                Ok(_) => Ok(None),
                 Err(error) => Err(format!("dial tcp {address}: {}", connect_error(&error))),
             },
-            Check::Exec { command } => exec(command, container, sandbox, runtime).await,
-            Check::Grpc { address, service } => self.health(address, service).await,
+            Check::Exec { command } => exec(command, container, sandbox, runtime).await.map(|()| None),
+            Check::Grpc { address, service } => self.health(address, service).await.map(|()| None),
             Check::Impossible { why } => Err(why.clone()),
         }
     }
 
-    async fn get(&self, url: &str, headers: &[(String, String)]) -> Result<(), String> {
+    async fn get(&self, url: &str, headers: &[(String, String)]) -> Asked {
         let mut all = HeaderMap::new();
         all.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         all.insert(ACCEPT, HeaderValue::from_static("*/*"));
@@ -96,8 +94,12 @@ impl Asker {
         let response = self.http.get(url).headers(all).send().await;
         let response = response.map_err(|error| format!("Get {url:?}: {}", request_error(&error)))?;
         let status = response.status().as_u16();
-        if (200..400).contains(&status) {
-            Ok(())
+        if (300..400).contains(&status) {
+            // To another host, which is not asked: as documented that is well, and told.
+            let body = response.text().await.unwrap_or_default();
+            Ok(Some(format!("Probe terminated redirects, Response body: {body}")))
+        } else if (200..300).contains(&status) {
+            Ok(None)
         } else {
             Err(format!("HTTP probe failed with statuscode: {status}"))
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{ContainerUser, ResourceRequirements};
 
 /// Notes on all pods, by uid.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub(crate) struct Notes {
     pub(crate) token_problem: Option<(String, Timestamp)>,
     /// The resources that a running attempt was given, by container.
     pub(crate) applied: BTreeMap<String, (u32, ResourceRequirements)>,
+    /// The image, as the pod spelled it, and the identity that a running attempt was started with, by container.
+    pub(crate) begun: BTreeMap<String, Begun>,
     /// Why a running container could not be given other resources.
     pub(crate) resize_problem: Option<String>,
     /// The volumes or generated files could not be made.
@@ -52,6 +54,15 @@ pub(crate) struct FilesProblem {
     pub(crate) why: String,
     pub(crate) tries: u32,
     pub(crate) again: Timestamp,
+}
+
+/// What an attempt was when it began.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Begun {
+    pub(crate) attempt: u32,
+    pub(crate) image: String,
+    /// Unknown of one that ended before it was looked at.
+    pub(crate) user: Option<ContainerUser>,
 }
 
 /// A container on its way to its end.

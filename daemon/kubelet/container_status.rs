@@ -20,8 +20,12 @@ pub(crate) fn of(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp) ->
     let known = rules::status(pod, name);
     let attempts = rules::attempts(view, name);
     let latest = attempts.last();
-    let image = container.image.clone().unwrap_or_default();
-    let image_id = view.images.get(&image).cloned().flatten();
+    let begun = latest.and_then(|attempt| rules::begun(view, name, attempt.state.attempt));
+    let wanted = container.image.clone().unwrap_or_default();
+    // One that is to be replaced by another image is of its old one until then.
+    let image = begun.map_or(wanted, |begun| begun.image.clone());
+    let known_id = known.filter(|known| known.image == image).map(|known| known.image_id.clone());
+    let image_id = view.images.get(&image).cloned().flatten().or(known_id.filter(|id| !id.is_empty()));
     let started = latest.is_some_and(|attempt| rules::is_started(view, member, attempt));
     let restarts = match (latest, known) {
         (Some(attempt), _) => i32::try_from(attempt.state.attempt).unwrap_or(i32::MAX),
@@ -48,6 +52,8 @@ pub(crate) fn of(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp) ->
         allocated_resources: given.as_ref().and_then(|given| given.requests.clone()),
         resources: given,
         volume_mounts: volume_mounts(member),
+        user: begun.and_then(|begun| begun.user.clone()),
+        stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         ..ContainerStatus::default()
     }
 }

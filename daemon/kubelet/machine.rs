@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use k8s_openapi::api::core::v1::{ContainerUser, LinuxContainerUser};
+
 use crate::pressure::Amount;
 
 /// Thousandths of processors.
@@ -82,4 +84,39 @@ pub(crate) fn os_image() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// As whom a process runs.
+pub(crate) fn user_of(pid: u32) -> Option<ContainerUser> {
+    user_in(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn user_in(status: &str) -> Option<ContainerUser> {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let first = |name| line(name)?.split_whitespace().next()?.parse::<i64>().ok();
+    let gid = first("Gid:")?;
+    let others = line("Groups:")?.split_whitespace().filter_map(|group| group.parse().ok());
+    // The first group is told among the others too, as the documentation shows it.
+    let mut groups: Vec<i64> = std::iter::once(gid).chain(others).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let linux = LinuxContainerUser { uid: first("Uid:")?, gid, supplemental_groups: Some(groups) };
+    Some(ContainerUser { linux: Some(linux) })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_and_groups_of_a_process_are_those_that_the_kernel_tells() {
+        let text = "Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t3000\t3000\t3000\t3000\nGroups:\t4000 5000 \n";
+        let linux = user_in(text).unwrap().linux.unwrap();
+        assert_eq!(
+            (linux.uid, linux.gid, linux.supplemental_groups),
+            (1000, 3000, Some(vec![3000, 4000, 5000]))
+        );
+        assert!(user_in("Name:\tx\n").is_none());
+    }
 }

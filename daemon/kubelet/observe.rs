@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use runtime::{Phase, SandboxState};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::act::{Kubelet, lock};
-use crate::book::{Notes, Probed};
+use crate::book::{Begun, Notes, Probed};
 use crate::env::{Facts, Sources};
 use crate::plan::View;
 use crate::resize::{self, Room};
@@ -221,8 +221,11 @@ impl Kubelet {
     fn last_words(&self, pod: &Pod, container: &str, attempt: u32, code: i32) -> Option<String> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut words = String::new();
-        if let Ok(file) = fs::File::open(self.places(uid).last_words(container, attempt)) {
+        if let Ok(mut file) = fs::File::open(self.places(uid).last_words(container, attempt)) {
             let mut bytes = Vec::new();
+            let length = file.metadata().map_or(0, |meta| meta.len());
+            // A file shorter than that is read from its beginning.
+            let _ = file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)));
             // What cannot be read is not told.
             let _ = file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes);
             words = String::from_utf8_lossy(&bytes).into_owned();
@@ -261,6 +264,10 @@ fn take_over(notes: &mut Notes, pod: &Pod, sandbox: &SandboxState) {
                 must_restart: None,
             };
             notes.probes.insert(status.name.clone(), probed);
+        }
+        if same && !notes.begun.contains_key(&status.name) {
+            let begun = Begun { attempt, image: status.image.clone(), user: status.user.clone() };
+            notes.begun.insert(status.name.clone(), begun);
         }
         if same && !notes.applied.contains_key(&status.name) {
             let given = resize::resizable(status.resources.as_ref());

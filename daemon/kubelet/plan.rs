@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use reconcile::Plan;
 use runtime::SandboxState;
 
-use crate::book::{Notes, Pull};
+use crate::book::{MustRestart, Notes, Pull};
 use crate::ending::{self, Window};
 use crate::probes::Wanted;
 use crate::resize::{self, Room, Wish};
@@ -305,6 +305,7 @@ fn one(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp, plan: &mut P
     let (attempt, streak) = match &known {
         None => (0, 0),
         Some(known) if known.is_running() => {
+            replace(view, member, known, plan);
             resize(view, pod, member, known, plan);
             stop_unhealthy(view, pod, known, now, plan);
             return !rules::in_post_start(view, name, known.state.attempt);
@@ -313,11 +314,14 @@ fn one(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp, plan: &mut P
             let code = known.exit_code().unwrap_or_default();
             // Init containers run again in a new sandbox, whatever became of them in the one before.
             let again = known.origin == Origin::Told && matches!(member.role, Role::Init | Role::Sidecar);
+            // One that was stopped to become another is started whatever the policy says, and at once.
+            let replaced = was_replaced(view, known);
+            let again = again || replaced;
             if !again && !rules::restarts(pod, member, code) {
                 return true;
             }
             let due = rules::restart_due(view, known);
-            if now < due {
+            if now < due && !replaced {
                 plan.look_again(due);
                 return true;
             }
@@ -345,6 +349,29 @@ fn one(view: &View, pod: &Pod, member: &Member<'_>, now: Timestamp, plan: &mut P
     hook.is_none()
 }
 
+/// Why a running container is stopped whose image is another now.
+const REPLACED: &str = "definition changed";
+
+/// A running container whose spec names another image than it was started with.
+fn replace(view: &View, member: &Member<'_>, known: &Attempt, plan: &mut Plan<Step>) {
+    let (container, attempt) = (member.container.name.clone(), known.state.attempt);
+    let begun = rules::begun(view, &container, attempt);
+    let other = begun.is_some_and(|begun| Some(&begun.image) != member.container.image.as_ref());
+    if other && must_restart(view, &container, attempt).is_none() {
+        plan.steps.push(Step::MarkRestart { container, attempt, why: REPLACED });
+    }
+}
+
+fn was_replaced(view: &View, known: &Attempt) -> bool {
+    let must = must_restart(view, &known.state.name, known.state.attempt);
+    must.is_some_and(|must| must.why == REPLACED) && known.origin == Origin::Runtime
+}
+
+fn must_restart<'a>(view: &'a View, container: &str, attempt: u32) -> Option<&'a MustRestart> {
+    let probed = view.notes.probes.get(container).filter(|probed| probed.attempt == attempt)?;
+    probed.must_restart.as_ref()
+}
+
 /// A running container whose spec names other resources than it has.
 fn resize(view: &View, pod: &Pod, member: &Member<'_>, known: &Attempt, plan: &mut Plan<Step>) {
     let (container, attempt) = (member.container.name.clone(), known.state.attempt);
@@ -360,8 +387,7 @@ fn resize(view: &View, pod: &Pod, member: &Member<'_>, known: &Attempt, plan: &m
 /// A container whose liveness or startup probe failed too often is asked, then made, to stop.
 fn stop_unhealthy(view: &View, pod: &Pod, known: &Attempt, now: Timestamp, plan: &mut Plan<Step>) {
     let state = &known.state;
-    let probed = view.notes.probes.get(&state.name).filter(|probed| probed.attempt == state.attempt);
-    let Some(must) = probed.and_then(|probed| probed.must_restart.as_ref()) else { return };
+    let Some(must) = must_restart(view, &state.name, state.attempt) else { return };
     let grace_seconds = must.grace_seconds.unwrap_or_else(|| ending::grace(pod));
     // Alone, a container has no turn to wait for.
     let steps = ending::stop(view, &[], &[&state.name], Window { since: now, grace_seconds }, now);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use client::Weight;
 
 use crate::act::{Kubelet, Probing, lock, reference};
+use crate::asking::Asked;
 use crate::book::{MustRestart, Probed};
 use crate::probes::{Kind, Wanted};
 
@@ -42,7 +43,7 @@ impl Kubelet {
         loop {
             let outcome = self.asker.probe(&wanted, &uid, &*self.parts.runtime).await;
             match &outcome {
-                Ok(()) => (successes, failures, succeeded_once) = (successes + 1, 0, true),
+                Ok(_) => (successes, failures, succeeded_once) = (successes + 1, 0, true),
                 Err(_) => (successes, failures) = (0, failures + 1),
             }
             let early = !succeeded_once && wanted.kind != Kind::Liveness && impatience < wanted.period;
@@ -54,14 +55,7 @@ impl Kubelet {
         }
     }
 
-    pub(crate) fn probed(
-        &self,
-        uid: &str,
-        wanted: &Wanted,
-        outcome: &Result<(), String>,
-        successes: u32,
-        failures: u32,
-    ) {
+    pub(crate) fn probed(&self, uid: &str, wanted: &Wanted, outcome: &Asked, successes: u32, failures: u32) {
         let changed = self.book.write(uid, |notes| {
             let probed = notes.probes.entry(wanted.container.clone()).or_default();
             if probed.attempt != wanted.attempt {
@@ -80,9 +74,14 @@ impl Kubelet {
                 _ => {}
             }
         });
-        if let (Err(message), true, Some(pod)) = (outcome, failures > 0, self.pod(uid)) {
-            let message = format!("{} probe failed: {message}", wanted.kind.word());
-            self.events.tell_of(reference(&pod, &wanted.container), Weight::Warning, "Unhealthy", &message);
+        let told = match outcome {
+            Ok(None) => None,
+            Ok(Some(warning)) => Some(("ProbeWarning", "warning", warning)),
+            Err(message) => Some(("Unhealthy", "failed", message)).filter(|_| failures > 0),
+        };
+        if let (Some((reason, what, message)), Some(pod)) = (told, self.pod(uid)) {
+            let message = format!("{} probe {what}: {message}", wanted.kind.word());
+            self.events.tell_of(reference(&pod, &wanted.container), Weight::Warning, reason, &message);
         }
         if changed {
             self.queue.wake(uid.to_owned());

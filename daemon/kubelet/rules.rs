@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, EphemeralContainer, Pod};
 use runtime::{ContainerState, Phase};
 
+use crate::book::Begun;
 use crate::plan::View;
 
 /// Back-off never grows beyond this, and is forgotten by a container that ran this long twice over, as documented.
@@ -202,6 +203,11 @@ pub(crate) fn status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus
     let lists =
         [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|status| status.name == name)
+}
+
+/// What an attempt was when it began, as far as it is known.
+pub(crate) fn begun<'a>(view: &'a View, container: &str, attempt: u32) -> Option<&'a Begun> {
+    view.notes.begun.get(container).filter(|begun| begun.attempt == attempt)
 }
 
 pub(crate) fn latest(view: &View, name: &str) -> Option<Attempt> {

@@ -103,7 +103,10 @@ impl Kubelet {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
-            hooks::Hook::Check(check) => self.asker.once(&check, container, uid, &*self.parts.runtime).await,
+            hooks::Hook::Check(check) => {
+                let asked = self.asker.once(&check, container, uid, &*self.parts.runtime).await;
+                asked.map(drop)
+            }
         }
     }
 

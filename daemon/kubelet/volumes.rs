@@ -15,6 +15,8 @@ use crate::ownership::Group;
 
 /// Provisions directories on this node.
 const DIRECTORY_PROVISIONER: &str = "holdfast.dev/directory";
+/// What keeps a pod waiting for the moment that its token takes.
+pub(crate) const NO_TOKEN_YET: &str = "its service account token is not here yet";
 /// A token's life when the pod does not say, as documented.
 const TOKEN_SECONDS: i64 = 3600;
 
@@ -189,7 +191,7 @@ fn of_projected(
             files.extend(of_downward(pod, part.items.as_deref(), mode_of_all, facts)?);
         } else if let (Some(key), Some(part)) = (token(part), &part.service_account_token) {
             secret = true;
-            let text = sources.tokens.get(&key).ok_or("its service account token is not here yet")?;
+            let text = sources.tokens.get(&key).ok_or(NO_TOKEN_YET)?;
             // As documented: whoever reads a token is its only reader where it is known who that is.
             let uid = pod.spec.as_ref().and_then(only_user);
             let grouped = pod.spec.as_ref().is_some_and(|spec| Group::of(spec).is_some());
