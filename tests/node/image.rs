@@ -1,5 +1,6 @@
 //! Images made by the test: layers, an OCI layout, what `docker save` writes, a push into a registry.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -122,6 +123,31 @@ impl Image {
         });
         blobs.extend([config, manifest.to_string().into_bytes()]);
         blobs
+    }
+
+    /// One layer more, above the others.
+    pub(crate) fn add_layer(&mut self, layer: Vec<u8>) {
+        let diff_ids = self.config["rootfs"]["diff_ids"].as_array_mut().unwrap();
+        diff_ids.push(digest(&layer).into());
+        self.layers.push(layer);
+    }
+
+    /// What a registry serves of it: by tag or digest, `layer` or the media type, and the bytes.
+    pub(crate) fn served(&self) -> BTreeMap<String, (String, Vec<u8>)> {
+        let blobs = self.blobs();
+        let mut served = BTreeMap::new();
+        for (at, blob) in blobs.iter().enumerate() {
+            let kind = match blobs.len() - at {
+                1 => MANIFEST,
+                2 => CONFIG,
+                _ => "layer",
+            };
+            served.insert(digest(blob), (kind.to_owned(), blob.clone()));
+            if kind == MANIFEST {
+                served.insert("v1".to_owned(), (kind.to_owned(), blob.clone()));
+            }
+        }
+        served
     }
 
     /// An OCI layout: path in it and content.

@@ -15,6 +15,7 @@ mod defined;
 mod demo;
 mod down;
 mod drift;
+mod faults;
 mod git;
 mod git_remote;
 mod idle;
