@@ -19,6 +19,7 @@ mod image;
 #[expect(dead_code, reason = "the tests use more of it")]
 #[path = "../node/node.rs"]
 mod node;
+mod pace;
 mod peers;
 mod pods;
 mod start;
@@ -75,10 +76,11 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let json = words.iter().any(|word| word == "--json");
     let wanted = words.iter().find(|word| !word.starts_with("--"));
-    let groups: [Group; 7] = [
+    let groups: [Group; 8] = [
         ("start", start::measure),
         ("build", build::measure),
         ("pods", pods::measure),
+        ("pace", pace::measure),
         ("idle", idle::measure),
         ("api", api::measure),
         ("crowd", crowd::measure),

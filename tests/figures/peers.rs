@@ -26,7 +26,8 @@ pub(crate) struct Podman {
     pub(crate) down: (String, f64),
 }
 
-fn installed(program: &str) -> bool {
+/// Whether a program is here; said when it is not.
+pub(crate) fn installed(program: &str) -> bool {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
     if !found {

@@ -77,7 +77,8 @@ fn is_ready(pod: &Value) -> bool {
     pod["metadata"]["deletionTimestamp"].is_null() && conditions.is_some_and(|list| list.iter().any(holds))
 }
 
-async fn round(node: &Node, count: usize) -> (f64, f64) {
+/// Makes so many pods and takes them away again; milliseconds of both.
+pub(crate) async fn round(node: &Node, count: usize) -> (f64, f64) {
     let mut watch = Api::of(node).watch(PODS).await;
     let (mut known, mut ready) = (BTreeSet::new(), BTreeSet::new());
     let begin = Instant::now();
