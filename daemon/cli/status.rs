@@ -9,7 +9,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::ask::{At, CliError};
-use super::ink::{Cell, Ink, Tone, ago, plain, short};
+use super::ink::{Cell, Ink, Tone, ago, plain, short, tone};
+
+/// More applications than these are told worst first, and those that are well in one line each.
+const FEW: usize = 4;
+/// Applications that the conclusion names.
+const NAMED: usize = 8;
 
 /// Prints the status; succeeds only when everything is in sync and healthy.
 ///
@@ -106,9 +111,21 @@ pub(crate) fn render(document: &Value, ink: Ink, now: Timestamp) -> String {
     for line in list(&node["missing"]) {
         out.push_str(&format!("{} {}\n", ink.paint(Tone::Wait, "not isolated fully:"), text(line)));
     }
-    for app in applications(document) {
-        out.push('\n');
-        out.push_str(&application(app, ink, now));
+    let all: Vec<&Value> = applications(document).collect();
+    let (well, mut troubled): (Vec<&Value>, Vec<&Value>) = all.iter().partition(|app| is_good(app));
+    if all.len() > FEW {
+        troubled.sort_by_key(|app| is_failing(app) == Failing::No);
+        out.push_str(&format!("{}\n", counts(&troubled, all.len())));
+        for app in troubled {
+            out.push('\n');
+            out.push_str(&application(app, ink, now));
+        }
+        out.push_str(&brief(&well, ink));
+    } else {
+        for app in all {
+            out.push('\n');
+            out.push_str(&application(app, ink, now));
+        }
     }
     for app in list(&document["applications"]).filter(|app| app["followed"] == false) {
         let line =
@@ -118,6 +135,64 @@ pub(crate) fn render(document: &Value, ink: Ink, now: Timestamp) -> String {
     out.push('\n');
     out.push_str(&conclusion(document, ink));
     out
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    Yes,
+    No,
+}
+
+/// Whether somebody has to do something, rather than wait.
+fn is_failing(app: &Value) -> Failing {
+    let status = &app["status"];
+    let words = [text(&status["sync"]["state"]), text(&status["health"]["code"])];
+    let bad = words.iter().any(|word| tone(word) == Tone::Bad) || list(&status["defects"]).next().is_some();
+    if bad { Failing::Yes } else { Failing::No }
+}
+
+/// `50 applications: 3 failing, 2 waiting, 45 in sync and healthy`.
+fn counts(troubled: &[&Value], all: usize) -> String {
+    let failing = troubled.iter().filter(|app| is_failing(app) == Failing::Yes).count();
+    let parts = [
+        (failing, "failing"),
+        (troubled.len() - failing, "waiting"),
+        (all - troubled.len(), "in sync and healthy"),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    format!("{all} applications: {}", parts.join(", "))
+}
+
+/// What is well is one line each.
+fn brief(well: &[&Value], ink: Ink) -> String {
+    if well.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![header(&["IN SYNC AND HEALTHY", "OBJECTS", "REVISION", "COMMIT"])];
+    rows.extend(well.iter().map(|app| {
+        let (status, source) = (&app["status"], &app["status"]["source"]);
+        let subject = source["commitMessage"].as_str().unwrap_or_default().lines().next().unwrap_or_default();
+        vec![
+            Cell::new(Tone::Ok, &format!("✓ {}", text(&app["name"]))),
+            Cell::new(Tone::Plain, &list(&status["objects"]).count().to_string()),
+            Cell::new(Tone::Soft, &short(source["revision"].as_str().unwrap_or_default())),
+            Cell::new(Tone::Soft, subject),
+        ]
+    }));
+    format!("\n{}", ink.table(&rows, 3))
+}
+
+/// The command that tells all there is to know of the first object that is not well.
+fn way_in(status: &Value) -> Option<String> {
+    let degraded = |object: &&Value| tone(&text(&object["health"]["code"])) == Tone::Bad;
+    let object = list(&status["objects"]).find(degraded)?;
+    let (kind, name, namespace) = (text(&object["kind"]), text(&object["name"]), text(&object["namespace"]));
+    let inside = match namespace.as_str() {
+        "" | "default" => String::new(),
+        namespace => format!(" -n {namespace}"),
+    };
+    Some(format!("holdfast explain {}/{name}{inside}", kind.to_lowercase()))
 }
 
 fn application(app: &Value, ink: Ink, now: Timestamp) -> String {
@@ -152,6 +227,9 @@ fn application(app: &Value, ink: Ink, now: Timestamp) -> String {
     for found in list(&status["defects"]) {
         out.push('\n');
         out.push_str(&defect(found, ink));
+    }
+    if let Some(command) = way_in(status) {
+        out.push_str(&format!("  {} {command}\n", ink.paint(Tone::Soft, "all there is to know:")));
     }
     for found in list(&status["advice"]) {
         let words = format!("{}: {} ({})", place(found), text(&found["message"]), text(&found["help"]));
@@ -218,7 +296,11 @@ pub(crate) fn conclusion(document: &Value, ink: Ink) -> String {
     if is_ready(document) {
         return format!("{}\n", ink.paint(Tone::Ok, "✓ everything is in sync and healthy"));
     }
-    let names = if not_yet.is_empty() { "the applications".to_owned() } else { not_yet.join(", ") };
+    let names = match not_yet.len() {
+        0 => "the applications".to_owned(),
+        some if some > NAMED => format!("{} and {} more", not_yet[..NAMED].join(", "), some - NAMED),
+        _ => not_yet.join(", "),
+    };
     format!("{}\n", ink.paint(Tone::Wait, &format!("◌ not there yet: {names}")))
 }
 

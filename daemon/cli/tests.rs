@@ -77,6 +77,36 @@ error: unknown field \"spec.ports[0].targetport\"
 }
 
 #[test]
+fn many_applications_are_told_worst_first_and_what_is_well_in_a_line() {
+    let mut document = document();
+    let mut broken = document["applications"][0].clone();
+    broken["name"] = json!("broken");
+    broken["status"]["defects"] = json!([]);
+    broken["status"]["objects"] = json!([{"kind": "Deployment", "namespace": "shop", "name": "web", "sync": "Synced",
+        "health": {"code": "Degraded", "message": "no"}}]);
+    broken["status"]["health"] = json!({"code": "Degraded", "message": "Deployment shop/web: no"});
+    let mut waiting = document["applications"][0].clone();
+    (waiting["name"], waiting["status"]["defects"]) = (json!("a-slow-one"), json!([]));
+    let well = ready()["applications"][0].clone();
+    let named = |name: &str| {
+        let mut app = well.clone();
+        app["name"] = json!(name);
+        app
+    };
+    document["applications"] = json!([named("fine-1"), waiting, named("fine-2"), broken, named("fine-3")]);
+    let shown = status::render(&document, INK, "2026-11-24T09:30:00Z".parse::<Timestamp>().unwrap());
+    assert!(shown.contains("5 applications: 1 failing, 1 waiting, 3 in sync and healthy\n"), "{shown}");
+    let at = |text: &str| shown.find(text).unwrap_or_else(|| panic!("{text} in {shown}"));
+    assert!(at("\nbroken  ") < at("\na-slow-one  ") && at("\na-slow-one  ") < at("✓ fine-1"));
+    assert!(shown.contains("all there is to know: holdfast explain deployment/web -n shop\n"), "{shown}");
+    let line = shown.lines().find(|line| line.contains("✓ fine-2")).unwrap();
+    assert!(
+        line.ends_with("3f2a91c   Five replicas") && shown.ends_with("not there yet: a-slow-one, broken\n"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn what_is_waited_for_is_each_object_that_is_not_well() {
     let waits: Vec<String> = status::waits(&document()).into_iter().collect();
     assert_eq!(
