@@ -8,6 +8,9 @@ pub mod cel;
 pub mod convert;
 pub mod cron;
 pub mod custom;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not so")]
+mod damage;
 pub mod discovery;
 pub mod error;
 pub mod health;

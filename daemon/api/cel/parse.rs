@@ -7,6 +7,8 @@ use super::functions;
 
 /// Deeper expressions are refused.
 const MAX_DEPTH: usize = 100;
+/// Taller trees are refused: `a + b + c` grows to the left, and whoever walks it goes down as many steps as it has signs.
+const MAX_HEIGHT: usize = 250;
 
 /// A node.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +64,7 @@ const SIGNS: &[&str] = &[
 pub(super) fn expression(text: &str, names: &[&str]) -> Result<Expr, CelError> {
     let tokens = tokens(text)?;
     let scope = names.iter().map(|name| (*name).to_owned()).collect();
-    let mut parser = Parser { tokens, at: 0, depth: 0, scope };
+    let mut parser = Parser { tokens, at: 0, depth: 0, height: 0, scope };
     let root = parser.condition()?;
     match parser.peek() {
         Token::End => Ok(root),
@@ -201,10 +203,21 @@ fn escape(text: &str) -> Option<(char, usize)> {
     })
 }
 
+/// One tree of many terms, no taller than it must be: the order of evaluation stays.
+fn balanced(mut terms: Vec<Expr>, join: fn(Box<Expr>, Box<Expr>) -> Expr) -> Expr {
+    let right = terms.split_off(terms.len().div_ceil(2));
+    match (terms.len(), right.is_empty()) {
+        (1, true) => terms.remove(0),
+        _ => join(Box::new(balanced(terms, join)), Box::new(balanced(right, join))),
+    }
+}
+
 struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
     depth: usize,
+    /// How tall the tree of the condition at hand can be: its own links, and its tallest inner condition.
+    height: usize,
     scope: Vec<String>,
 }
 
@@ -240,7 +253,29 @@ impl Parser {
         CelError::Compile { column: self.tokens[self.at].1, what }
     }
 
+    /// Counts a node above those that were read.
+    fn link(&mut self) -> Result<(), CelError> {
+        self.height += 1;
+        if self.height > MAX_HEIGHT {
+            return Err(self.wrong("expression has too many operations in a row".to_owned()));
+        }
+        Ok(())
+    }
+
     fn condition(&mut self) -> Parsed {
+        self.apart(Parser::condition_alone)
+    }
+
+    /// Reads a part whose links do not add to those beside it.
+    fn apart(&mut self, read: fn(&mut Parser) -> Parsed) -> Parsed {
+        let outer = std::mem::take(&mut self.height);
+        let parsed = read(self)?;
+        self.link()?;
+        self.height = self.height.max(outer);
+        Ok(parsed)
+    }
+
+    fn condition_alone(&mut self) -> Parsed {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(self.wrong("expression is nested too deeply".to_owned()));
@@ -259,19 +294,19 @@ impl Parser {
     }
 
     fn or(&mut self) -> Parsed {
-        let mut left = self.and()?;
+        let mut terms = vec![self.and()?];
         while self.takes("||") {
-            left = Expr::Or(Box::new(left), Box::new(self.and()?));
+            terms.push(self.and()?);
         }
-        Ok(left)
+        Ok(balanced(terms, Expr::Or))
     }
 
     fn and(&mut self) -> Parsed {
-        let mut left = self.relation()?;
+        let mut terms = vec![self.apart(Parser::relation)?];
         while self.takes("&&") {
-            left = Expr::And(Box::new(left), Box::new(self.relation()?));
+            terms.push(self.apart(Parser::relation)?);
         }
-        Ok(left)
+        Ok(balanced(terms, Expr::And))
     }
 
     fn relation(&mut self) -> Parsed {
@@ -283,6 +318,7 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.next();
+            self.link()?;
             left = Expr::Binary(sign, Box::new(left), Box::new(self.sum()?));
         }
     }
@@ -291,6 +327,7 @@ impl Parser {
         let mut left = self.product()?;
         while let Token::Sign(sign @ ("+" | "-")) = *self.peek() {
             self.next();
+            self.link()?;
             left = Expr::Binary(sign, Box::new(left), Box::new(self.product()?));
         }
         Ok(left)
@@ -300,6 +337,7 @@ impl Parser {
         let mut left = self.unary()?;
         while let Token::Sign(sign @ ("*" | "/" | "%")) = *self.peek() {
             self.next();
+            self.link()?;
             left = Expr::Binary(sign, Box::new(left), Box::new(self.unary()?));
         }
         Ok(left)
@@ -327,7 +365,8 @@ impl Parser {
 
     fn member(&mut self) -> Parsed {
         let mut value = self.primary()?;
-        loop {
+        while matches!(self.peek(), Token::Sign("." | ".?" | "[" | "[?")) {
+            self.link()?;
             if self.takes(".") {
                 let Token::Name(name) = self.next() else {
                     return Err(self.wrong("Syntax error: expected a name after '.'".to_owned()));
@@ -346,14 +385,14 @@ impl Parser {
                 let index = self.condition()?;
                 self.expect("]")?;
                 value = Expr::Index(Box::new(value), Box::new(index), false);
-            } else if self.takes("[?") {
+            } else {
+                self.expect("[?")?;
                 let index = self.condition()?;
                 self.expect("]")?;
                 value = Expr::Index(Box::new(value), Box::new(index), true);
-            } else {
-                return Ok(value);
             }
         }
+        Ok(value)
     }
 
     /// A call on a value, after its opening parenthesis; the macros among them.

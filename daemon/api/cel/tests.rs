@@ -74,6 +74,16 @@ fn what_cannot_be_read_is_refused_with_its_place() {
     assert!(Program::compile(&"(".repeat(5000), &[]).is_err());
     assert!(Program::compile(&"!".repeat(5000), &[]).is_err());
     assert!(Program::compile(&"-".repeat(60_000), &[]).is_err());
+    for link in [" + 1", " == 1", ".size()", "[0]", " ? 1 : 1"] {
+        let error = Program::compile(&format!("1{}", link.repeat(6000)), &[]).expect_err(link).to_string();
+        assert!(error.contains("in a row") || error.contains("too deeply"), "{link}: {error}");
+        // The tallest tree that is read can be walked.
+        let tall = Program::compile(&format!("1{}", link.repeat(45)), &[]).expect(link);
+        let _ = tall.evaluate(&[], &mut EXPRESSION_COST.clone());
+    }
+    assert_eq!(value(&format!("1{}", " + 1".repeat(240))), 241);
+    assert_eq!(value(&format!("self.n == 3{}", " && self.n > 2 && self.list[0] == 1".repeat(1000))), true);
+    assert_eq!(value(&format!("self.n == 4{} || true", " || self.n < 2".repeat(1000))), true);
 }
 
 #[test]

@@ -222,8 +222,14 @@ fn invalid(kind: &Kind, object: &Value, path: String, problem: String) -> ApplyE
 
 /// The live value with the applied one laid over it.
 fn merge(form: Form, live: Option<&Value>, config: Option<&Value>) -> Option<Value> {
-    let (Some(live_value), Some(config_value)) = (live, config) else {
-        return live.or(config).cloned();
+    let (live_value, config_value) = match (live, config) {
+        (Some(live), Some(config)) => (live, config),
+        // What is new takes the same way, so that a null in it is no field the first time either.
+        (None, Some(Value::Object(map))) if form.is_map(live, config) => {
+            return Some(Value::Object(merge_maps(form, &Map::new(), map)));
+        }
+        (None, Some(Value::Array(_))) if form.is_list() => return Some(merge_lists(form, live, config)),
+        _ => return live.or(config).cloned(),
     };
     if form.is_map(live, config) {
         // null is a wildcard: it takes whatever form the other side has.
