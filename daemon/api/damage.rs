@@ -11,7 +11,7 @@ use crate::select::{Fields, Labels};
 use crate::{convert, custom, kinds, legacy, patch, proto, schema, validate};
 
 #[path = "../../tests/damage.rs"]
-mod damage;
+mod damaged;
 
 const POD: &str = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a","labels":{"a":"1"},"finalizers":["x/y"],
 "annotations":{"a":"b"},"managedFields":[{"manager":"me","operation":"Apply","apiVersion":"v1","time":"2026-11-24T01:00:00Z",
@@ -48,7 +48,7 @@ const PATCH_WORDS: [&str; 14] = [
 /// JSON that was damaged but is JSON still.
 fn each_json(good: &[&str], words: &[&str], count: usize, mut read: impl FnMut(Value)) {
     let mut sound = 0;
-    damage::each_text(good, words, count, |text| {
+    damaged::each_text(good, words, count, |text| {
         if let Ok(value) = serde_json::from_str(text) {
             sound += 1;
             read(value);
@@ -141,19 +141,19 @@ fn damaged_selectors_quantities_and_schedules_are_read_or_refused() {
     let selectors =
         ["app=web,tier in (a,b),!canary,size>3,x notin (),y==z", "metadata.name=a,status.phase!=Running\\,"];
     let object = std::collections::BTreeMap::from([("app".to_owned(), "web".to_owned())]);
-    damage::each_text(&selectors, &[" in ", "notin", "==", "!=", "exists", "\\,"], 20_000, |text| {
+    damaged::each_text(&selectors, &[" in ", "notin", "==", "!=", "exists", "\\,"], 20_000, |text| {
         let _ = Labels::parse(text).map(|labels| labels.matches(&object));
         let _ = Fields::parse(text).map(|fields| fields.matches(|_| None));
     });
     let quantities = ["1.5Gi", "-100m", "1e3", "0.000000001", "9223372036854775807", "1E", "+.5Ki"];
-    damage::each_text(&quantities, &["Ei", "e", "E-", ".", "9", "00000000000"], 20_000, |text| {
+    damaged::each_text(&quantities, &["Ei", "e", "E-", ".", "9", "00000000000"], 20_000, |text| {
         let Ok(quantity) = Quantity::parse(text) else { return };
         let again = Quantity::parse(&quantity.to_string()).unwrap();
         assert_eq!((quantity, quantity.to_string()), (again, again.to_string()), "{text:?}");
     });
     let schedules = ["*/5 0-6,12 1 jan-dec mon", "@every 1h30m", "0 0 31 2 *", "@weekly", "59 23 L * 7"];
     let now: Timestamp = "2026-11-24T01:02:03Z".parse().unwrap();
-    damage::each_text(&schedules, &["*", "/0", "-", "60", "@", "every", "ns", "?"], 5_000, |text| {
+    damaged::each_text(&schedules, &["*", "/0", "-", "60", "@", "every", "ns", "?"], 5_000, |text| {
         let Ok(schedule) = Schedule::parse(text) else { return };
         let next = schedule.next(now, &TimeZone::UTC);
         assert!(next.is_none_or(|next| next > now), "{text:?} after {now} is {next:?}");
@@ -185,7 +185,7 @@ fn damaged_expressions_end_within_their_budget() {
         ".join()",
     ];
     let object = json!({"n": 3, "list": [1, 2, 3], "text": "hello", "map": {"a": 1}});
-    damage::each_text(&expressions, &words, 12_000, |text| {
+    damaged::each_text(&expressions, &words, 12_000, |text| {
         let Ok(program) = Program::compile(text, &["self"]) else { return };
         let mut budget = 100_000;
         if let Ok(value) = program.evaluate(&[("self", cel::json(&object))], &mut budget) {
@@ -202,7 +202,7 @@ fn damaged_protobuf_is_read_or_refused() {
         |row: &Value| base64::engine::general_purpose::STANDARD.decode(row["body"].as_str().unwrap());
     let bodies: Vec<Vec<u8>> = rows.iter().map(|row| decode(row).unwrap()).collect();
     let bodies: Vec<&[u8]> = bodies.iter().map(Vec::as_slice).collect();
-    damage::each(&bodies, &["\x0a\x7f", "\x12", "\x08", "k8s\0", "\x1a\x00"], 20_000, |body| {
+    damaged::each(&bodies, &["\x0a\x7f", "\x12", "\x08", "k8s\0", "\x1a\x00"], 20_000, |body| {
         if let Ok(value) = proto::decode(body) {
             assert!(
                 printed(&value) <= 64 * body.len() + 4096,

@@ -313,7 +313,7 @@ fn decode(content_type: &str, body: &Bytes) -> Result<Value, ApiError> {
         "application/yaml" | "application/apply-patch+yaml" => {
             // Clients mostly send JSON under this name, which is YAML as well but much quicker to read.
             serde_json::from_slice(body)
-                .or_else(|_| serde_yaml::from_slice(body))
+                .or_else(|_| crate::yaml::read(body))
                 .map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))
         }
         "application/json"

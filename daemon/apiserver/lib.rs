@@ -34,6 +34,7 @@ mod serve;
 mod strategy;
 mod watch;
 mod write;
+mod yaml;
 
 use std::sync::Arc;
 
