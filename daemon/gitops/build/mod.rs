@@ -3,6 +3,8 @@
 //! Invariant: a defect keeps back the object it is in, and nothing else.
 //! Invariant: a file is read again only when its bytes changed.
 
+#[cfg(test)]
+pub(crate) mod damage;
 pub(crate) mod kustomize;
 mod layout;
 mod objects;

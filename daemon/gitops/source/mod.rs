@@ -3,6 +3,8 @@
 //! Invariant: a source that cannot be read keeps giving its last good snapshot, and says why.
 
 mod collect;
+#[cfg(test)]
+mod damage;
 mod directory;
 mod git;
 mod ignore;

@@ -6,6 +6,8 @@
 pub(crate) mod cache;
 
 mod copy;
+#[cfg(test)]
+mod damage;
 mod layer;
 mod script;
 mod settings;
