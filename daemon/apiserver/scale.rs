@@ -11,6 +11,8 @@ use crate::path::Resource;
 use crate::write::{Asked, Written};
 use crate::{Inner, read};
 
+const APPLY: &str = "application/apply-patch+yaml";
+
 /// GET of a scale.
 pub(crate) fn get(inner: &Inner, resource: &Resource) -> Result<Value, ApiError> {
     let entry = read::entry(inner, resource)?;
@@ -24,6 +26,11 @@ pub(crate) async fn write(
     body: Value,
 ) -> Result<Value, ApiError> {
     let kind = asked.resource.kind;
+    if patch_type == Some(APPLY) {
+        let applied = applied(asked.resource, &body)?;
+        let written = asked.patch(APPLY, applied).await?;
+        return Ok(scale_of(kind, &object::parse(&written.value)));
+    }
     let written: Written = asked
         .change_fields(|old| {
             let wanted = wanted(&scale_of(kind, old), patch_type, &body)?;
@@ -51,17 +58,46 @@ fn wanted(current: &Value, patch_type: Option<&str>, body: &Value) -> Result<Val
         Some("application/json-patch+json") => {
             patch::json_patch(&mut wanted, body).map_err(|error| crate::refusal::of_patch(&error))?;
         }
-        Some(
-            "application/merge-patch+json"
-            | "application/strategic-merge-patch+json"
-            | "application/apply-patch+yaml",
-        ) => {
+        Some("application/merge-patch+json" | "application/strategic-merge-patch+json") => {
             patch::merge_patch(&mut wanted, body);
         }
         Some(_) => return Err(ApiError::unsupported_media_type(&crate::write::PATCH_TYPES)),
     }
-    match wanted["spec"]["replicas"].as_i64() {
-        None if !wanted["spec"]["replicas"].is_null() => {
+    check_replicas(name, &wanted["spec"]["replicas"])?;
+    Ok(wanted)
+}
+
+/// The part of the scaled object that an applied scale is about, so that its manager owns that field there.
+fn applied(resource: &Resource, scale: &Value) -> Result<Value, ApiError> {
+    let (kind, name) = (resource.kind, resource.name.as_deref().unwrap_or_default());
+    let told = (scale["apiVersion"].as_str(), scale["kind"].as_str());
+    if told != (Some("autoscaling/v1"), Some("Scale")) {
+        return Err(ApiError::bad_request(format!(
+            "the scale of {name:?} is applied as a Scale of autoscaling/v1, not as {} of {}",
+            scale["kind"], scale["apiVersion"]
+        )));
+    }
+    let replicas = &scale["spec"]["replicas"];
+    check_replicas(name, replicas)?;
+    let mut metadata = json!({ "name": name });
+    for field in ["resourceVersion", "uid", "managedFields"] {
+        if let Some(value) = scale["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let mut applied = json!({ "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": metadata });
+    if !replicas.is_null() {
+        match scale_paths(kind) {
+            Some(paths) => custom::put(&mut applied, &paths.spec, replicas.clone()),
+            None => applied["spec"]["replicas"] = replicas.clone(),
+        }
+    }
+    Ok(applied)
+}
+
+fn check_replicas(name: &str, replicas: &Value) -> Result<(), ApiError> {
+    match replicas.as_i64() {
+        None if !replicas.is_null() => {
             Err(ApiError::bad_request("spec.replicas: must be a number".to_owned()))
         }
         Some(replicas) if !(0..=i64::from(i32::MAX)).contains(&replicas) => {
@@ -69,7 +105,7 @@ fn wanted(current: &Value, patch_type: Option<&str>, body: &Value) -> Result<Val
                 "Scale.autoscaling {name:?} is invalid: spec.replicas: Invalid value: {replicas}: must be greater than or equal to 0"
             )))
         }
-        _ => Ok(wanted),
+        _ => Ok(()),
     }
 }
 
