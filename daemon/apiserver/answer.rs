@@ -19,7 +19,7 @@ use crate::query::{FieldValidation, Query};
 use crate::rbac;
 use crate::write::Asked;
 use crate::{
-    Inner, admission, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch,
+    Inner, admission, crd, delete, list, metrics, node, proxy, read, reviews, scale, strategy, watch, yaml,
 };
 
 /// Larger bodies are refused, as Kubernetes refuses them.
@@ -133,7 +133,7 @@ async fn on_resource(
             let page = list::page(inner, resource, query)?;
             Ok(json_response(StatusCode::OK, rendering.many(&page.items, page.metadata)))
         }
-        Verb::Watch => watch::start(inner, resource, query, rendering),
+        Verb::Watch => watch::start(inner, user, resource, query, rendering),
         _ => {
             let (parts, body) = request.into_parts();
             let content_type = content_type(&parts.headers);
@@ -156,6 +156,7 @@ async fn on_resource(
             for warning in &asked.warnings {
                 let text: String = warning
                     .chars()
+                    .map(|c| if c == '\n' { ' ' } else { c })
                     .filter(|c| !c.is_control())
                     .map(|c| if c == '"' { '\'' } else { c })
                     .collect();
@@ -291,11 +292,20 @@ async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
     Ok(bytes.freeze())
 }
 
-/// The fields that a JSON body gives twice, for those who want to know.
+/// The fields that a body gives twice, for those who want to know.
 fn given_twice(content_type: &str, body: &Bytes, query: &Query) -> Result<Vec<String>, ApiError> {
     let patch = content_type == "application/json-patch+json";
     if patch || query.field_validation()? == FieldValidation::Ignore || proto::is_protobuf(body) {
         return Ok(Vec::new());
+    }
+    // Clients mostly send JSON under the names of YAML.
+    if content_type.ends_with("yaml")
+        && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_err()
+        && let Ok(text) = std::str::from_utf8(body)
+    {
+        let told = yaml::given_twice(text);
+        let told = (!told.is_empty()).then(|| format!("yaml: unmarshal errors:\n  {}", told.join("\n  ")));
+        return Ok(told.into_iter().collect());
     }
     Ok(schema::duplicate_fields(body).into_iter().map(|defect| defect.message).collect())
 }
@@ -313,7 +323,7 @@ fn decode(content_type: &str, body: &Bytes) -> Result<Value, ApiError> {
         "application/yaml" | "application/apply-patch+yaml" => {
             // Clients mostly send JSON under this name, which is YAML as well but much quicker to read.
             serde_json::from_slice(body)
-                .or_else(|_| crate::yaml::read(body))
+                .or_else(|_| yaml::read(body))
                 .map_err(|error| ApiError::bad_request(format!("the body is not valid YAML: {error}")))
         }
         "application/json"

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::object::{self, meta};
 use crate::path::Resource;
-use crate::{Inner, delete, write};
+use crate::{Inner, apiservices, delete, write};
 
 /// What is served beyond the built-in kinds.
 #[derive(Default)]
@@ -65,8 +65,11 @@ fn row() -> &'static Kind {
     kinds::by_kind("apiextensions.k8s.io/v1", "CustomResourceDefinition").expect("definitions are served")
 }
 
-/// What follows a write: of a definition, or of an instance whose definition waits for it to go.
+/// What follows a write: of a definition, of an APIService, or of an instance whose definition waits for it to go.
 pub(crate) async fn after_write(inner: &Inner, kind: &Kind) -> Result<(), ApiError> {
+    if apiservices::is(kind) {
+        return apiservices::ensure(inner).await;
+    }
     if definition::is(kind) || (kind.custom().is_some() && inner.crds.is_leaving(kind)) {
         return refresh(inner).await;
     }
@@ -96,7 +99,7 @@ pub(crate) async fn refresh(inner: &Inner) -> Result<(), ApiError> {
     let served = definitions.iter().filter(|definition| definition::is_established(definition));
     let served: Vec<&'static Kind> = served.flat_map(|definition| inner.crds.rows_of(definition)).collect();
     *inner.crds.served.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(served);
-    Ok(())
+    apiservices::ensure(inner).await
 }
 
 /// The definitions, oldest first.

@@ -6,6 +6,7 @@
 
 mod admission;
 mod answer;
+mod apiservices;
 mod auth;
 mod config;
 mod crd;

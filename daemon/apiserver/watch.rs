@@ -16,6 +16,7 @@ use serde_json::json;
 use store::{Event, EventKind, Watch};
 use tokio::time::Instant;
 
+use crate::auth::User;
 use crate::list::Selection;
 use crate::negotiate::{Form, Media, Rendering};
 use crate::path::Resource;
@@ -25,9 +26,14 @@ use crate::{Head, Inner, object};
 /// A watch ends by itself after this long when the client names no time, as Kubernetes' does (30 to 60 minutes).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(45 * 60);
 
+/// How often a watcher that asked for bookmarks is told how far it has come, as Kubernetes does. All are told at the same
+/// moment, so that many watchers are one wake-up.
+const BOOKMARKS: Duration = Duration::from_secs(60);
+
 /// Starts a watch; the body ends with the time-out, or after an ERROR event.
 pub(crate) fn start(
     inner: &Inner,
+    user: &User,
     resource: &Resource,
     query: &Query,
     rendering: Rendering,
@@ -55,7 +61,10 @@ pub(crate) fn start(
     let after = if from_scratch { snapshot.revision() } else { asked.unwrap_or(0) };
     let watch = inner.store.watch(&prefix, after).map_err(|_| too_old(after))?;
     let timeout = query.number("timeoutSeconds")?.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
-    let state = State { watch, selection, rendering, bookmarks, end: Instant::now() + timeout, ended: false };
+    let now = Instant::now();
+    // A room of this process never has to find its way back after a cut.
+    let mark = (bookmarks && !user.room).then(|| next_mark(now));
+    let state = State { watch, selection, rendering, bookmarks, mark, end: now + timeout, ended: false };
     let first = first.given();
     let changes =
         futures::stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) });
@@ -93,11 +102,21 @@ fn too_old(asked: u64) -> ApiError {
     ApiError::expired(format!("too old resource version: {asked}"))
 }
 
+/// The next full minute of this process.
+fn next_mark(now: Instant) -> Instant {
+    static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let first = *FIRST.get_or_init(|| now);
+    let past = now.saturating_duration_since(first).as_secs() / BOOKMARKS.as_secs();
+    first + Duration::from_secs((past + 1) * BOOKMARKS.as_secs())
+}
+
 struct State {
     watch: Watch<Head>,
     selection: Selection,
     rendering: Rendering,
     bookmarks: bool,
+    /// When the next bookmark is due.
+    mark: Option<Instant>,
     end: Instant,
     ended: bool,
 }
@@ -107,8 +126,9 @@ impl State {
     async fn next(&mut self) -> Option<Bytes> {
         while !self.ended {
             let mut lines = Lines::new(&self.rendering);
-            // Cancel-safe: Watch::next gives a batch only at its return, and the time-out ends the watch for good.
-            match tokio::time::timeout_at(self.end, self.watch.next()).await {
+            let due = self.mark.map_or(self.end, |mark| mark.min(self.end));
+            // Cancel-safe: Watch::next gives a batch only at its return, and loses nothing when it is asked again.
+            match tokio::time::timeout_at(due, self.watch.next()).await {
                 Ok(Ok(events)) => events.iter().for_each(|event| self.tell(&mut lines, event)),
                 Ok(Err(store::Error::Closed)) => return None,
                 Ok(Err(_)) => {
@@ -116,7 +136,8 @@ impl State {
                     lines.error(&too_old(self.watch.progress()));
                 }
                 Err(_) => {
-                    self.ended = true;
+                    self.ended = due == self.end;
+                    self.mark = self.mark.map(|mark| mark + BOOKMARKS);
                     if self.bookmarks {
                         lines.bookmark(&self.rendering, self.watch.progress(), false);
                     }

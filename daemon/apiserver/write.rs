@@ -500,14 +500,19 @@ pub(crate) async fn status(
     }
 }
 
-/// The server's own deletion of a collection.
+/// The server's own deletion of a collection, or of one object. One that is gone already is success.
 pub(crate) async fn own_delete(
     inner: &Inner,
     resource: &Resource,
     options: &crate::delete::Options,
 ) -> Result<(), ApiError> {
     let user = User::room(OWN_NAME);
-    crate::delete::collection(&mut own_asked(inner, &user, resource), options).await.map(drop)
+    let mut asked = own_asked(inner, &user, resource);
+    let done = match resource.name {
+        Some(_) => crate::delete::one(&mut asked, options).await.map(drop),
+        None => crate::delete::collection(&mut asked, options).await.map(drop),
+    };
+    done.or_else(|error| if error.code == 404 { Ok(()) } else { Err(error) })
 }
 
 const OWN_NAME: &str = "holdfast-apiserver";

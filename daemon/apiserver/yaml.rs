@@ -2,11 +2,15 @@
 //!
 //! Invariant: what aliases unfold to counts in full, so a small body never becomes a large object.
 
+mod twice;
+
 use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+
+pub(crate) use twice::given_twice;
 
 /// What a body may unfold to: as much as a body may hold in the first place, and the values in it.
 const MOST_BYTES: usize = 6 * 1024 * 1024;

@@ -137,7 +137,10 @@ fn name_rules(kind: &Kind, name: &str) -> Vec<String> {
         ("", "Namespace") => names::label(name),
         ("", "Service") => names::label_1035(name),
         // Names such as `system:controller:job-controller` are the rule there.
-        ("rbac.authorization.k8s.io", _) | ("certificates.k8s.io", _) => names::path_segment(name),
+        // An APIService is called after a version and a group, which core has none of: `v1.`.
+        ("rbac.authorization.k8s.io" | "certificates.k8s.io" | "apiregistration.k8s.io", _) => {
+            names::path_segment(name)
+        }
         _ => names::subdomain(name),
     }
 }
