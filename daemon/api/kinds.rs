@@ -226,19 +226,28 @@ const SERVED: &[Row] = &[
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions", &["status"]),
     ("batch", "v1", "jobs", &["status"]),
     ("certificates.k8s.io", "v1", "certificatesigningrequests", &["approval", "status"]),
+    ("flowcontrol.apiserver.k8s.io", "v1", "flowschemas", &["status"]),
+    ("flowcontrol.apiserver.k8s.io", "v1", "prioritylevelconfigurations", &["status"]),
     ("networking.k8s.io", "v1", "ingressclasses", &[]),
     ("networking.k8s.io", "v1", "ingresses", &["status"]),
+    ("networking.k8s.io", "v1", "ipaddresses", &[]),
     ("networking.k8s.io", "v1", "networkpolicies", &[]),
+    ("networking.k8s.io", "v1", "servicecidrs", &["status"]),
     ("policy", "v1", "poddisruptionbudgets", &["status"]),
     ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", &[]),
     ("rbac.authorization.k8s.io", "v1", "clusterroles", &[]),
     ("rbac.authorization.k8s.io", "v1", "rolebindings", &[]),
     ("rbac.authorization.k8s.io", "v1", "roles", &[]),
+    ("resource.k8s.io", "v1", "deviceclasses", &[]),
+    ("resource.k8s.io", "v1", "resourceclaims", &["status"]),
+    ("resource.k8s.io", "v1", "resourceclaimtemplates", &[]),
+    ("resource.k8s.io", "v1", "resourceslices", &[]),
     ("storage.k8s.io", "v1", "csidrivers", &[]),
     ("storage.k8s.io", "v1", "csinodes", &[]),
     ("storage.k8s.io", "v1", "csistoragecapacities", &[]),
     ("storage.k8s.io", "v1", "storageclasses", &[]),
     ("storage.k8s.io", "v1", "volumeattachments", &["status"]),
+    ("storage.k8s.io", "v1", "volumeattributesclasses", &[]),
     ("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", &[]),
     ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", &["status"]),
     ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", &[]),
@@ -260,11 +269,20 @@ const SERVED: &[Row] = &[
 /// happen deletes the row.
 const UNATTENDED: &[(&str, &str, &str)] = &[
     ("apiregistration.k8s.io", "APIService", "no other API server is asked"),
+    ("flowcontrol.apiserver.k8s.io", "FlowSchema", "all requests are bounded together"),
+    ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", "all requests are bounded together"),
+    ("networking.k8s.io", "IPAddress", "addresses of Services are kept in the Services alone"),
     ("networking.k8s.io", "NetworkPolicy", "no traffic is refused"),
+    ("networking.k8s.io", "ServiceCIDR", "Services get their addresses from the range in the configuration"),
     ("node.k8s.io", "RuntimeClass", "pods cannot choose it"),
     ("policy", "PodDisruptionBudget", "nobody counts its pods, so no eviction is allowed"),
+    ("resource.k8s.io", "DeviceClass", "no device is allocated"),
+    ("resource.k8s.io", "ResourceClaim", "no device is allocated"),
+    ("resource.k8s.io", "ResourceClaimTemplate", "no device is allocated"),
+    ("resource.k8s.io", "ResourceSlice", "no device is allocated"),
     ("storage.k8s.io", "CSIDriver", "no volume is mounted by a driver"),
     ("storage.k8s.io", "VolumeAttachment", "no volume is attached"),
+    ("storage.k8s.io", "VolumeAttributesClass", "no volume has attributes"),
 ];
 
 /// The group under which objects are stored: events of both groups are the same objects.
@@ -334,8 +352,8 @@ mod tests {
     #[test]
     fn a_kind_of_kubernetes_that_is_not_served_is_known_elsewhere() {
         for (api_version, kind, known) in [
-            ("resource.k8s.io/v1", "ResourceClaim", true),
-            ("storage.k8s.io/v1", "VolumeAttributesClass", true),
+            ("resource.k8s.io/v1beta2", "ResourceClaim", true),
+            ("storagemigration.k8s.io/v1beta1", "StorageVersionMigration", true),
             ("apps/v1", "Deployment", false),
             ("apps/v1", "Deploiment", false),
         ] {

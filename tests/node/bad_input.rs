@@ -66,8 +66,8 @@ fn an_unknown_kind_is_named_and_a_like_one_proposed() {
 fn a_kind_kubernetes_has_but_not_this_node_is_refused_by_name() {
     check(
         "bad.yaml",
-        "apiVersion: resource.k8s.io/v1\nkind: ResourceClaim\nmetadata: {name: bad}\nspec: {devices: {requests: []}}\n",
-        &["bad.yaml:", "ResourceClaim"],
+        "apiVersion: storagemigration.k8s.io/v1beta1\nkind: StorageVersionMigration\nmetadata: {name: bad}\nspec: {resource: {resource: pods}}\n",
+        &["bad.yaml:", "StorageVersionMigration"],
     );
 }
 

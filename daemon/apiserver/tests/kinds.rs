@@ -79,3 +79,43 @@ async fn a_replication_controller_is_scaled_by_its_labels() {
     let (_, scaled) = send(&server, Method::PATCH, &scale, json!({ "spec": { "replicas": 2 } })).await;
     assert_eq!((&scaled["spec"]["replicas"], &scaled["status"]["selector"]), (&json!(2), &json!("app=c")));
 }
+
+#[tokio::test]
+async fn kinds_of_flow_control_devices_and_addresses_are_kept_with_a_word_that_nothing_acts_on_them() {
+    let server = server().await;
+    let flow = json!({ "metadata": { "name": "a" }, "spec": { "matchingPrecedence": 10_000, "priorityLevelConfiguration": { "name": "low" },
+        "rules": [{ "subjects": [{ "kind": "User", "user": { "name": "u" } }],
+            "nonResourceRules": [{ "verbs": ["get"], "nonResourceURLs": ["*"] }] }] } });
+    let level = json!({ "metadata": { "name": "a" }, "spec": { "type": "Limited", "limited": { "nominalConcurrencyShares": 2, "limitResponse": { "type": "Reject" } } } });
+    let range = json!({ "metadata": { "name": "a" }, "spec": { "cidrs": ["10.9.0.0/24"] } });
+    let address = json!({ "metadata": { "name": "10.9.0.1" }, "spec": { "parentRef": { "resource": "services", "namespace": "default", "name": "s" } } });
+    let class = json!({ "metadata": { "name": "a" }, "spec": { "selectors": [{ "cel": { "expression": "true" } }] } });
+    let claim = json!({ "metadata": { "name": "a" }, "spec": { "devices": { "requests": [{ "name": "r", "exactly": { "deviceClassName": "a" } }] } } });
+    for (path, object) in [
+        ("/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas", flow),
+        ("/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations", level),
+        ("/apis/networking.k8s.io/v1/servicecidrs", range),
+        ("/apis/networking.k8s.io/v1/ipaddresses", address),
+        ("/apis/resource.k8s.io/v1/deviceclasses", class),
+        ("/apis/resource.k8s.io/v1/namespaces/default/resourceclaims", claim),
+    ] {
+        let json = [("content-type", "application/json")];
+        let (status, made, warnings) = raw(&server, Method::POST, path, &json, &object.to_string()).await;
+        assert_eq!((status, warnings.len()), (201, 1), "{made} {warnings:?}");
+        let one = format!("{path}/{}", made["metadata"]["name"].as_str().unwrap());
+        let label = json!({ "metadata": { "labels": { "a": "b" } } });
+        assert_eq!(send(&server, Method::PATCH, &one, label).await.0, 200);
+        if !path.ends_with("classes") && !path.ends_with("addresses") {
+            let told = json!({ "status": { "conditions": [] } });
+            let (status, told) = send(&server, Method::PATCH, &format!("{one}/status"), told).await;
+            assert!(status == 200 || path.ends_with("claims"), "{told}");
+        }
+        let (_, list) = get(&server, &format!("{path}?labelSelector=a%3Db")).await;
+        assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{list}");
+        assert_eq!(
+            send(&server, Method::DELETE, &format!("{path}?labelSelector=a%3Db"), Value::Null).await.0,
+            200
+        );
+        assert_eq!(get(&server, &one).await.0, 404);
+    }
+}
