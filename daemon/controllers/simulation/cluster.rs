@@ -215,7 +215,8 @@ async fn pods_of_a_node_that_is_gone_go_and_so_do_old_events() {
     assert!(waited.as_secs() >= 39, "{waited}");
     world.until("no event", |events: &[Arc<Event>]| events.is_empty()).await;
     let waited = world.clock.now().duration_since(begin);
-    assert!((3599..3800).contains(&waited.as_secs()), "{waited}");
+    // Paused time leaps ahead while the store's own thread works: on a busy machine it may be more than was waited for.
+    assert!((3599..7200).contains(&waited.as_secs()), "{waited}");
 }
 
 #[tokio::test]
