@@ -27,7 +27,7 @@ use crate::explain::{self, Explanation};
 use crate::live::Watched;
 use crate::plan::{self, Step, View};
 use crate::secret::Secret;
-use crate::source::{Auth, Directory, Git, Location, Pushed, Slot, Snapshot, Wanted};
+use crate::source::{Auth, Directory, Git, Location, Patience, Pushed, Slot, Snapshot, Wanted};
 use crate::status::{Decisions, Status};
 use crate::{APPLICATION_LABEL, Error, act, decide, order};
 
@@ -149,6 +149,7 @@ impl Engine {
                         wanted: Vec::new(),
                         mirror: parts.dir.join(mirror_name(location, &auth)),
                         auth: auth.clone(),
+                        patience: Patience::default(),
                         ssh: parts.ssh.clone(),
                         hurry: Arc::clone(hurry),
                     });

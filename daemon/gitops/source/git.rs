@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::location::Location;
 use super::notice::{Notice, Quiet, nearest_existing};
+use super::pace::Patience;
 use super::repository::{GitDir, Index, Mirror, Reading};
 use super::transport::{Auth, Ways};
 use super::verify::Verify;
@@ -53,6 +54,7 @@ pub(crate) struct Git {
     /// The program for SSH.
     pub(crate) ssh: std::ffi::OsString,
     pub(crate) auth: Auth,
+    pub(crate) patience: Patience,
     /// Asks for a look right now.
     pub(crate) hurry: Arc<Notify>,
 }
@@ -193,7 +195,7 @@ impl Git {
         let mut retry = FIRST_RETRY;
         loop {
             // Made anew each time: certificates are renewed.
-            let ways = Ways::new(self.ssh.clone(), self.auth.clone(), &self.location.shown());
+            let ways = Ways::new(self.ssh.clone(), self.auth.clone(), self.patience, &self.location.shown());
             let asked = match &ways {
                 Ok(ways) => self.ask(ways, &mirror).await,
                 Err(_) => ways.map(drop),

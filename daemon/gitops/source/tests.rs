@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod ailing;
+
 /// What an application sees of its source, and how often it was woken.
 struct Seen {
     sourced: watch::Receiver<Arc<Sourced>>,
@@ -227,6 +229,16 @@ fn follow_git(
     dir: &Path,
     ssh: &Path,
 ) -> (Tasks, Arc<tokio::sync::Notify>, Vec<Seen>) {
+    follow_patiently(location, wanted, dir, ssh, Patience::default())
+}
+
+fn follow_patiently(
+    location: Location,
+    wanted: &[(&str, &str)],
+    dir: &Path,
+    ssh: &Path,
+    patience: Patience,
+) -> (Tasks, Arc<tokio::sync::Notify>, Vec<Seen>) {
     let hurry = Arc::new(tokio::sync::Notify::new());
     let mut all = Vec::new();
     let wanted = wanted.iter().map(|(reference, path)| {
@@ -247,6 +259,7 @@ fn follow_git(
         mirror: dir.join("mirror"),
         ssh: ssh.into(),
         auth: Auth::default(),
+        patience,
         hurry: Arc::clone(&hurry),
     };
     let tasks = Tasks::new();
@@ -515,6 +528,7 @@ fn follow_verified(repositories: &Repositories, reference: &str, verify: Verify)
         mirror: repositories.above.path().join("mirror"),
         ssh: "ssh".into(),
         auth: Auth::default(),
+        patience: Patience::default(),
         hurry: Arc::new(tokio::sync::Notify::new()),
     };
     let tasks = Tasks::new();

@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::location::{Location, redact};
+use super::pace::{Pace, Patience};
 use super::smart::{self, Advertisement, AdvertisementReader, Answer};
 use crate::Error;
 use crate::secret::Secret;
 
-/// A server has this long for its next bytes.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Refs and error texts are kept in memory.
 const MOST_ADVERTISED: usize = 64 << 20;
 /// A pack larger than this is not a repository of manifests.
@@ -58,6 +58,7 @@ pub(crate) struct Ways {
     http: reqwest::Client,
     ssh: OsString,
     auth: Auth,
+    patience: Patience,
 }
 
 /// A user and a password.
@@ -68,13 +69,13 @@ impl Ways {
     ///
     /// # Errors
     /// `Reach` when the certificates or the proxy of the configuration cannot be used.
-    pub(crate) fn new(ssh: OsString, auth: Auth, shown: &str) -> Result<Ways, Error> {
+    pub(crate) fn new(ssh: OsString, auth: Auth, patience: Patience, shown: &str) -> Result<Ways, Error> {
         // Another room may have set the same provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .user_agent("git/2 (holdfast)")
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(PATIENCE);
+            .read_timeout(patience.silence);
         if let Some(path) = &auth.ca {
             let pem =
                 std::fs::read(path).map_err(|error| unreachable(shown, Told::new("read", path, error)))?;
@@ -87,7 +88,7 @@ impl Ways {
             builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|error| unreachable(shown, error))?);
         }
         let http = builder.build().map_err(|error| unreachable(shown, error))?;
-        Ok(Ways { http, ssh, auth })
+        Ok(Ways { http, ssh, auth, patience })
     }
 
     fn credentials(&self, shown: &str) -> Result<Option<Credentials>, Error> {
@@ -115,7 +116,7 @@ impl Ways {
         if let Some((user, password)) = &credentials {
             request = request.basic_auth(user, Some(password));
         }
-        let answer = succeeded(request.send().await, &shown)?;
+        let answer = answered(request, self.patience, &shown).await?;
         if reqwest::Url::parse(url).map(|asked| asked.origin()).ok() != Some(answer.url().origin()) {
             // They are for the server that was asked, not for where it sends.
             credentials = None;
@@ -133,15 +134,18 @@ impl Ways {
         let mut reader = AdvertisementReader::default();
         let mut body = answer.bytes_stream();
         let mut got = 0;
+        let mut pace = Pace::new(self.patience, Instant::now());
         while let Some(bytes) = body.next().await {
             let bytes = bytes.map_err(|source| unreachable(&shown, source.without_url()))?;
             got += bytes.len();
+            paced(&mut pace, bytes.len(), &shown)?;
             reader.lines.push(&bytes);
             let read = reader.advance().map_err(|why| Error::Protocol { url: shown.clone(), why })?;
             if let Some(advertised) = read {
                 return Ok(Connection {
                     advertised,
                     shown,
+                    patience: self.patience,
                     channel: Channel::Http { client: self.http.clone(), base, credentials },
                 });
             }
@@ -178,16 +182,19 @@ impl Ways {
             command.spawn().map_err(|source| Error::Spawn { program: "ssh", url: shown.clone(), source })?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let (Some(input), Some(output)) = (input, output) else { return Err(Error::CutOff("starting ssh")) };
-        let mut pipe = Pipe { child, input, output };
+        let mut pipe = Pipe { child, input, output, silence: self.patience.silence };
         let mut reader = AdvertisementReader::default();
         let mut got = 0;
+        let mut pace = Pace::new(self.patience, Instant::now());
         loop {
             let bytes = pipe.read(&shown).await?;
             got += bytes.len();
+            paced(&mut pace, bytes.len(), &shown)?;
             reader.lines.push(&bytes);
             match reader.advance() {
                 Ok(Some(advertised)) => {
-                    return Ok(Connection { advertised, shown, channel: Channel::Ssh(Box::new(pipe)) });
+                    let (patience, channel) = (self.patience, Channel::Ssh(Box::new(pipe)));
+                    return Ok(Connection { advertised, shown, patience, channel });
                 }
                 Ok(None) if !bytes.is_empty() && got <= MOST_ADVERTISED => {}
                 Ok(None) => {
@@ -204,6 +211,7 @@ impl Ways {
 pub(crate) struct Connection {
     pub(crate) advertised: Advertisement,
     shown: String,
+    patience: Patience,
     channel: Channel,
 }
 
@@ -216,13 +224,14 @@ struct Pipe {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
+    silence: Duration,
 }
 
 impl Pipe {
     /// The next bytes; empty at the end.
     async fn read(&mut self, shown: &str) -> Result<Vec<u8>, Error> {
         let mut buffer = vec![0; 64 << 10];
-        let read = tokio::time::timeout(PATIENCE, self.output.read(&mut buffer)).await;
+        let read = tokio::time::timeout(self.silence, self.output.read(&mut buffer)).await;
         let count = match read {
             Ok(Ok(count)) => count,
             Ok(Err(error)) => return Err(unreachable(shown, error)),
@@ -263,7 +272,8 @@ impl Connection {
     ) -> Result<usize, Error> {
         let body = smart::request(&self.advertised, want, have);
         let mut answer = Answer::new(&self.advertised);
-        let shown = self.shown;
+        let (shown, patience) = (self.shown, self.patience);
+        let mut pace = Pace::new(patience, Instant::now());
         match self.channel {
             Channel::Http { client, base, credentials } => {
                 let mut request = client
@@ -274,9 +284,10 @@ impl Connection {
                 if let Some((user, password)) = credentials {
                     request = request.basic_auth(user, Some(password));
                 }
-                let mut stream = succeeded(request.send().await, &shown)?.bytes_stream();
+                let mut stream = answered(request, patience, &shown).await?.bytes_stream();
                 while let Some(bytes) = stream.next().await {
                     let bytes = bytes.map_err(|source| unreachable(&shown, source.without_url()))?;
+                    paced(&mut pace, bytes.len(), &shown)?;
                     give(&mut answer, &bytes, &pack, &shown).await?;
                 }
             }
@@ -287,6 +298,7 @@ impl Connection {
                     if bytes.is_empty() {
                         break;
                     }
+                    paced(&mut pace, bytes.len(), &shown)?;
                     give(&mut answer, &bytes, &pack, &shown).await?;
                 }
                 if answer.given == 0 {
@@ -338,6 +350,23 @@ async fn give(
         let _ = pack.send(part).await;
     }
     Ok(())
+}
+
+fn paced(pace: &mut Pace, bytes: usize, shown: &str) -> Result<(), Error> {
+    let took = pace.took(bytes, Instant::now());
+    took.map_err(|why| Error::Protocol { url: shown.to_owned(), why })
+}
+
+/// The head of an answer, which must not be dripped either.
+async fn answered(
+    request: reqwest::RequestBuilder,
+    patience: Patience,
+    shown: &str,
+) -> Result<reqwest::Response, Error> {
+    match tokio::time::timeout(patience.span, request.send()).await {
+        Ok(asked) => succeeded(asked, shown),
+        Err(elapsed) => Err(unreachable(shown, elapsed)),
+    }
 }
 
 fn succeeded(asked: reqwest::Result<reqwest::Response>, shown: &str) -> Result<reqwest::Response, Error> {
