@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod ailing;
+mod gpg;
 
 /// What an application sees of its source, and how often it was woken.
 struct Seen {

@@ -206,7 +206,7 @@ fn gpg(armoured: &str, signed: &[u8], keyring: &Path) -> Result<(), String> {
         fs::write(&file.0, armoured)?;
         let keyring = std::path::absolute(keyring)?;
         let mut command = Command::new("gpgv");
-        command.arg("--keyring").arg(keyring).arg("--").arg(&file.0).arg("-");
+        command.args(["--status-fd", "1", "--keyring"]).arg(keyring).arg("--").arg(&file.0).arg("-");
         command.env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         if let Some(mut input) = child.stdin.take() {
@@ -216,6 +216,10 @@ fn gpg(armoured: &str, signed: &[u8], keyring: &Path) -> Result<(), String> {
         child.wait_with_output()
     };
     match run() {
+        // It trusts whatever its keyring holds, and of a revoked key it only says so.
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("[GNUPG:] REVKEYSIG ") => {
+            Err("its GPG key was revoked; sign it with another one".to_owned())
+        }
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
