@@ -248,6 +248,8 @@ const SERVED: &[Row] = &[
     ("storage.k8s.io", "v1", "storageclasses", &[]),
     ("storage.k8s.io", "v1", "volumeattachments", &["status"]),
     ("storage.k8s.io", "v1", "volumeattributesclasses", &[]),
+    ("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies", &[]),
+    ("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicybindings", &[]),
     ("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", &[]),
     ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", &["status"]),
     ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", &[]),

@@ -24,6 +24,8 @@ use crate::custom;
 use crate::kinds::Kind;
 use crate::schema::Defect;
 
+pub use admission::OF_MUTATION;
+
 /// What is wrong with an object about to be created.
 pub fn create(kind: &Kind, object: &Value) -> Vec<Defect> {
     if let Some(custom) = kind.custom() {
@@ -105,6 +107,10 @@ fn body(kind: &Kind, object: &Value, old: Option<&Value>, found: &mut Found) {
 fn body_of_policy(group: &str, kind: &str, object: &Value, old: Option<&Value>, found: &mut Found) {
     match (group, kind) {
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => admission::policy(object, found),
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => admission::mutation(object, found),
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding") => {
+            admission::bound(object, found);
+        }
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
             admission::binding(object, found);
         }

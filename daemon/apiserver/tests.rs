@@ -23,6 +23,7 @@ mod damage;
 mod dynamic;
 mod history;
 mod kinds;
+mod mutation;
 mod pods;
 mod protocol;
 

@@ -42,6 +42,7 @@ const GLOBAL: &[&str] = &[
     "ip.isCanonical",
     "math.greatest",
     "math.least",
+    "jsonpatch.escapeKey",
 ];
 /// Functions that are called on a value.
 const METHODS: &[&str] = &[
@@ -111,7 +112,7 @@ pub(super) fn exists(name: &str, method: bool) -> bool {
 
 /// A name before a dot that is no value.
 pub(super) fn is_space(name: &str) -> bool {
-    matches!(name, "sets" | "optional" | "math" | "cel")
+    matches!(name, "sets" | "optional" | "math" | "cel" | "jsonpatch")
 }
 
 pub(super) fn is_type(name: &str) -> bool {
@@ -299,6 +300,7 @@ fn global<'a>(run: &mut Run<'a, '_>, name: &str, arguments: &[V<'a>]) -> Option<
         }
         ("ip", [V::Str(of)]) if of.parse::<IpAddr>().is_ok() => Ok(V::Str(of.clone())),
         ("cidr", [V::Str(of)]) if is_cidr(of) => Ok(V::Str(of.clone())),
+        ("jsonpatch.escapeKey", [V::Str(of)]) => text(of.replace('~', "~0").replace('/', "~1")),
         ("matches", [V::Str(of), V::Str(pattern)]) => pattern_matches(run, pattern, of),
         ("optional.none", []) => Ok(V::Optional(None)),
         ("optional.of", [of]) => Ok(V::Optional(Some(Box::new(of.clone())))),

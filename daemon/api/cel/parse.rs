@@ -212,6 +212,15 @@ fn balanced(mut terms: Vec<Expr>, join: fn(Box<Expr>, Box<Expr>) -> Expr) -> Exp
     }
 }
 
+/// `Object`, `Object.spec.template`, `JSONPatch`: the types of what mutations make.
+fn is_made_type(value: &Expr) -> bool {
+    match value {
+        Expr::Name(name) => matches!(name.as_str(), "Object" | "JSONPatch"),
+        Expr::Select(of, _, false) => is_made_type(of),
+        _ => false,
+    }
+}
+
 struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
@@ -365,7 +374,9 @@ impl Parser {
 
     fn member(&mut self) -> Parsed {
         let mut value = self.primary()?;
-        while matches!(self.peek(), Token::Sign("." | ".?" | "[" | "[?")) {
+        while matches!(self.peek(), Token::Sign("." | ".?" | "[" | "[?"))
+            || (is_made_type(&value) && matches!(self.peek(), Token::Sign("{")))
+        {
             self.link()?;
             if self.takes(".") {
                 let Token::Name(name) = self.next() else {
@@ -381,6 +392,8 @@ impl Parser {
                     return Err(self.wrong("Syntax error: expected a name after '.?'".to_owned()));
                 };
                 value = Expr::Select(Box::new(value), name, true);
+            } else if is_made_type(&value) && self.takes("{") {
+                value = self.made()?;
             } else if self.takes("[") {
                 let index = self.condition()?;
                 self.expect("]")?;
@@ -393,6 +406,25 @@ impl Parser {
             }
         }
         Ok(value)
+    }
+
+    /// The fields of an object that is made, after its opening brace: a map with names for keys.
+    fn made(&mut self) -> Parsed {
+        let mut fields = Vec::new();
+        while !self.takes("}") {
+            if !fields.is_empty() {
+                self.expect(",")?;
+                if self.takes("}") {
+                    break;
+                }
+            }
+            let Token::Name(name) = self.next() else {
+                return Err(self.wrong("Syntax error: expected the name of a field".to_owned()));
+            };
+            self.expect(":")?;
+            fields.push((Expr::Str(name), self.condition()?));
+        }
+        Ok(Expr::Map(fields))
     }
 
     /// A call on a value, after its opening parenthesis; the macros among them.

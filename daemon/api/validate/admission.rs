@@ -14,6 +14,10 @@ const OF_WEBHOOK: [&str; 3] = ["object", "oldObject", "request"];
 const OF_POLICY: [&str; 6] = ["object", "oldObject", "request", "params", "namespaceObject", "variables"];
 const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 
+/// What expressions of changing policies may use; the last two are the types of what they make.
+pub const OF_MUTATION: [&str; 8] =
+    ["object", "oldObject", "request", "params", "namespaceObject", "variables", "Object", "JSONPatch"];
+
 /// `ValidateValidatingWebhookConfiguration` and `ValidateMutatingWebhookConfiguration`.
 pub(super) fn webhooks(object: &Value, found: &mut Found) {
     let mut seen = Vec::new();
@@ -167,12 +171,33 @@ fn constraints(constraints: &Value, path: &str, found: &mut Found) {
     }
 }
 
+/// `ValidateMutatingAdmissionPolicy`.
+pub(super) fn mutation(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    found.one_of(&spec["failurePolicy"], "spec.failurePolicy", &["Fail", "Ignore"]);
+    found.one_of(&spec["reinvocationPolicy"], "spec.reinvocationPolicy", &["IfNeeded", "Never"]);
+    constraints(&spec["matchConstraints"], "spec.matchConstraints", found);
+    if items(&spec["matchConstraints"]["resourceRules"]).is_empty() {
+        found.add(Defect::required("spec.matchConstraints.resourceRules", ""));
+    }
+    conditions(&spec["matchConditions"], "spec.matchConditions", &OF_POLICY[..5], found);
+    for (at, variable) in items(&spec["variables"]).iter().enumerate() {
+        expression(&variable["expression"], &format!("spec.variables[{at}].expression"), &OF_MUTATION, found);
+    }
+    if items(&spec["mutations"]).is_empty() {
+        found.add(Defect::required("spec.mutations", "mutations must contain at least one item"));
+    }
+    for (at, one) in items(&spec["mutations"]).iter().enumerate() {
+        let path = format!("spec.mutations[{at}]");
+        let field = if one["patchType"] == "JSONPatch" { "jsonPatch" } else { "applyConfiguration" };
+        found.one_of(&one["patchType"], &format!("{path}.patchType"), &["ApplyConfiguration", "JSONPatch"]);
+        expression(&one[field]["expression"], &format!("{path}.{field}.expression"), &OF_MUTATION, found);
+    }
+}
+
 /// `ValidateValidatingAdmissionPolicyBinding`.
 pub(super) fn binding(object: &Value, found: &mut Found) {
     let spec = &object["spec"];
-    if text(&spec["policyName"]).is_empty() {
-        found.add(Defect::required("spec.policyName", ""));
-    }
     let actions = items(&spec["validationActions"]);
     if actions.is_empty() {
         found.add(Defect::required("spec.validationActions", ""));
@@ -183,6 +208,15 @@ pub(super) fn binding(object: &Value, found: &mut Found) {
     if ["Deny", "Warn"].iter().all(|both| actions.iter().any(|action| action == both)) {
         let why = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
         found.add(Defect::invalid("spec.validationActions", &spec["validationActions"], why));
+    }
+    bound(object, found);
+}
+
+/// What the bindings of both kinds of policies say.
+pub(super) fn bound(object: &Value, found: &mut Found) {
+    let spec = &object["spec"];
+    if text(&spec["policyName"]).is_empty() {
+        found.add(Defect::required("spec.policyName", ""));
     }
     let reference = &spec["paramRef"];
     if !reference.is_null() {

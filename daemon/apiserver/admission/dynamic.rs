@@ -5,6 +5,7 @@
 //! Invariant: the configuration of admission itself is never shown to it, so that no mistake locks its author out.
 
 mod matching;
+mod mutation;
 mod policy;
 mod webhook;
 
@@ -20,6 +21,7 @@ use crate::path::Resource;
 use crate::query::Query;
 use crate::write::Asked;
 
+use mutation::Turn;
 pub(crate) use policy::noted;
 
 const GROUP_VERSION: &str = "admissionregistration.k8s.io/v1";
@@ -138,7 +140,12 @@ pub(crate) async fn mutate(
     if request.is_exempt() {
         return Ok(false);
     }
-    webhook::mutate(request, object, warnings).await
+    let changed = mutation::mutate(request, object, Turn::First)?;
+    if !webhook::mutate(request, object, warnings).await? {
+        return Ok(changed);
+    }
+    mutation::mutate(request, object, Turn::Again)?;
+    Ok(true)
 }
 
 /// Asks policies and validating webhooks.
@@ -227,7 +234,7 @@ impl Asked<'_> {
         old: Option<&Value>,
         object: &mut Value,
     ) -> Result<(), ApiError> {
-        if !webhook::may_change(self.inner) {
+        if !webhook::may_change(self.inner) && !mutation::may_change(self.inner) {
             return Ok(());
         }
         let (seen, mut told) = (object.clone(), Vec::new());

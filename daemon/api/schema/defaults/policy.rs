@@ -67,14 +67,18 @@ pub(super) fn admission(kind: &Kind, map: &mut Fields) {
             webhook(hook);
             set(hook, "reinvocationPolicy", || "Never".into());
         }),
-        "ValidatingAdmissionPolicy" => {
+        "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy" => {
+            let mutates = kind.kind == "MutatingAdmissionPolicy";
             let spec = made(map, "spec");
+            if mutates {
+                set(spec, "reinvocationPolicy", || "Never".into());
+            }
             set(spec, "failurePolicy", || "Fail".into());
             if let Some(constraints) = child(spec, "matchConstraints") {
                 matching(constraints);
             }
         }
-        "ValidatingAdmissionPolicyBinding" => {
+        "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
             if let Some(resources) = child(made(map, "spec"), "matchResources") {
                 matching(resources);
             }

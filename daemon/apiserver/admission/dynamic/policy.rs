@@ -147,7 +147,7 @@ fn finding(validation: &Value, variables: &[(&str, V<'_>)], fails: bool) -> Opti
 }
 
 /// The objects that a binding names as parameters; null alone for a policy that has none.
-fn params(policy: &Value, binding: &Value, request: Attributes<'_>) -> Result<Vec<Value>, String> {
+pub(super) fn params(policy: &Value, binding: &Value, request: Attributes<'_>) -> Result<Vec<Value>, String> {
     let kind = &policy["spec"]["paramKind"];
     let reference = &binding["spec"]["paramRef"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
