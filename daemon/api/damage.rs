@@ -129,7 +129,10 @@ fn damaged_objects_are_checked_defaulted_and_validated() {
                 assert_eq!(object, once, "defaulted twice is defaulted once");
                 validate::create(kind, &object);
                 validate::update(kind, &object, &object);
-                assert_eq!(convert::from_stored(kind, convert::to_stored(kind, &object).into_owned()), object);
+                assert_eq!(
+                    convert::from_stored(kind, convert::to_stored(kind, &object).into_owned()),
+                    object
+                );
             }
             schema::prune_unknown(kind, &mut object);
         }

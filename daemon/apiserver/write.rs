@@ -124,7 +124,6 @@ impl Asked<'_> {
         admission::mutate(self.inner, kind, &mut object).await?;
         self.ask_to_change(None, &mut object).await?;
         let allocation = self.inner.allocator.begin(kind).await;
-        let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
         strategy::create(self.inner, kind, &mut object)?;
         csr::asked_by(kind, self.user, &mut object);
         let name = meta(&object, "name").to_owned();
@@ -132,6 +131,8 @@ impl Asked<'_> {
         rbac::escalation::check(self.inner, self.user, kind, None, &object)?;
         admission::validate(self.inner, kind, None, &object, &mut self.warnings)?;
         self.ask_to_allow(None, &object).await?;
+        // A webhook that writes to the namespace itself does not wait for its own turn.
+        let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
         admission::quota::admit(self.inner, kind, None, &object)?;
         if matches!(origin, Origin::Update) {
             patch::track_update(kind, None, &mut object, &self.manager(), None, &now);
@@ -251,10 +252,13 @@ impl Asked<'_> {
                 return Err(modified(kind, meta(&old, "name")));
             }
             let allocation = self.inner.allocator.begin(kind).await;
-            let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
             let Some(new) = self.next_version(&old, wanted, &origin).await? else {
                 return Ok(Written { value: entry.value, created: false });
             };
+            let quota = self.inner.quota.begin(self.inner, kind, &self.resource.namespace).await;
+            if self.subresource() != Some("status") {
+                admission::quota::admit(self.inner, kind, Some(&old), &new)?;
+            }
             let done = if object::is_terminating(&new) && strategy::nothing_holds(kind, &new) {
                 self.remove(&new, Expect::At(entry.modified)).await
             } else {
@@ -318,9 +322,6 @@ impl Asked<'_> {
             admission::validate(self.inner, kind, Some(old), &new, &mut self.warnings)?;
         }
         self.ask_to_allow(Some(old), &new).await?;
-        if self.subresource() != Some("status") {
-            admission::quota::admit(self.inner, kind, Some(old), &new)?;
-        }
         if matches!(origin, Origin::Update) {
             let (manager, now) = (self.manager(), self.now());
             let subresource = self.subresource().map(str::to_owned);
