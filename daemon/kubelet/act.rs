@@ -265,6 +265,7 @@ impl Kubelet {
             }
             notes.resize_problem.clone_from(&problem);
         });
+        self.wake_deferred();
         self.queue.wake(uid.to_owned());
         outcome.map_err(|source| Error::Runtime { attempt: "resize a container", pod: name(&pod), source })
     }
@@ -628,6 +629,7 @@ impl Reconciler for Shared {
                 kubelet.book.forget(uid);
                 lock(&kubelet.keys).remove(uid);
                 lock(&kubelet.tokens).remove(uid);
+                kubelet.wake_deferred();
                 Ok(())
             }
         }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerUser, ResourceRequirements};
+use k8s_openapi::api::core::v1::ContainerUser;
+
+use crate::resize::Applied;
 
 /// Notes on all pods, by uid.
 #[derive(Debug, Default)]
@@ -31,7 +33,7 @@ pub(crate) struct Notes {
     /// A service account token could not be had: why, and when to ask again.
     pub(crate) token_problem: Option<(String, Timestamp)>,
     /// The resources that a running attempt was given, by container.
-    pub(crate) applied: BTreeMap<String, (u32, ResourceRequirements)>,
+    pub(crate) applied: Applied,
     /// The image, as the pod spelled it, and the identity that a running attempt was started with, by container.
     pub(crate) begun: BTreeMap<String, Begun>,
     /// Why a running container could not be given other resources.
@@ -132,6 +134,11 @@ impl Book {
         let before = notes.clone();
         change(notes);
         *notes != before
+    }
+
+    /// What the pod's containers run with.
+    pub(crate) fn applied(&self, uid: &str) -> Applied {
+        self.lock().get(uid).map(|notes| notes.applied.clone()).unwrap_or_default()
     }
 
     /// Whether this node took the pod.

@@ -120,8 +120,10 @@ impl Kubelet {
         for other in keys {
             let Some(pod) = self.pod(&other).filter(|pod| !crate::plan::has_ended(pod)) else { continue };
             if self.book.has_admitted(&other) || is_begun(&pod) {
+                let applied = self.book.applied(&other);
+                let given = resize::as_given(&pod, &applied);
                 for name in allocatable.keys() {
-                    *taken.entry(name.clone()).or_default() += admit::asked(&pod, name);
+                    *taken.entry(name.clone()).or_default() += admit::asked(&given, name);
                 }
             }
         }
@@ -178,14 +180,16 @@ impl Kubelet {
             ("memory".to_owned(), i128::from(self.allocatable_memory_bytes()) * 1000),
         ]);
         let keys: Vec<String> = lock(&self.keys).keys().filter(|other| *other != uid).cloned().collect();
-        let others =
-            keys.iter().filter_map(|other| self.pod(other)).filter(|pod| !crate::plan::has_ended(pod));
-        let others: Vec<_> = others.collect();
-        let taken = allocatable.keys().map(|name| {
-            let sum = others.iter().map(|pod| resize::asked(pod, name)).sum();
-            (name.clone(), sum)
-        });
-        Room { taken: taken.collect(), allocatable }
+        let mut taken: BTreeMap<String, i128> = BTreeMap::new();
+        for other in keys {
+            let Some(pod) = self.pod(&other).filter(|pod| !crate::plan::has_ended(pod)) else { continue };
+            let applied = self.book.applied(&other);
+            let given = resize::as_given(&pod, &applied);
+            for name in allocatable.keys() {
+                *taken.entry(name.clone()).or_default() += resize::asked(&given, name);
+            }
+        }
+        Room { taken, allocatable }
     }
 
     pub(crate) fn facts(&self, uid: &str) -> Facts {
@@ -286,6 +290,9 @@ pub(crate) fn wake_on_changes(kubelet: &Arc<Kubelet>, tasks: &Tasks) {
             return;
         };
         lock(&kubelet.keys).insert(uid.clone(), client::key_of(&**pod));
+        if crate::plan::has_ended(pod) {
+            kubelet.wake_deferred();
+        }
         queue.wake(uid);
     });
     let weak = Arc::downgrade(kubelet);
@@ -365,6 +372,16 @@ impl Kubelet {
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok());
         known.into_iter().chain(here).chain(attached).chain(left).for_each(|uid| self.queue.wake(uid));
+    }
+
+    /// Room has become free: pods whose resize waits for some look again.
+    pub(crate) fn wake_deferred(&self) {
+        let known: Vec<String> = lock(&self.keys).keys().cloned().collect();
+        for uid in known {
+            if self.pod(&uid).is_some_and(|pod| resize::is_deferred(&pod)) {
+                self.queue.wake(uid);
+            }
+        }
     }
 
     fn wake_users(&self, key: &Key, uses: impl Fn(&Pod, &str) -> bool) {

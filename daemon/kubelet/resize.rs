@@ -1,5 +1,6 @@
 //! Resizing running containers in place: what is asked for, whether the node can give it, and what is told. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use api::quantity::Quantity as Amount;
@@ -19,6 +20,34 @@ pub(crate) struct Room {
     pub(crate) allocatable: BTreeMap<String, i128>,
     /// What the other pods of the node ask for.
     pub(crate) taken: BTreeMap<String, i128>,
+}
+
+/// What each container runs with, and the attempt that got it.
+pub(crate) type Applied = BTreeMap<String, (u32, ResourceRequirements)>;
+
+/// The pod as it runs: a resize that it did not get takes nothing from others.
+pub(crate) fn as_given<'a>(pod: &'a Pod, applied: &Applied) -> Cow<'a, Pod> {
+    let given = |name: &str, own: Option<&ResourceRequirements>| {
+        let (_, given) = applied.get(name)?;
+        (!same(given, &resizable(own))).then_some(given)
+    };
+    let differs =
+        |member: &Member<'_>| given(&member.container.name, member.container.resources.as_ref()).is_some();
+    if !rules::members(pod).iter().any(differs) {
+        return Cow::Borrowed(pod);
+    }
+    let mut pod = pod.clone();
+    let Some(spec) = &mut pod.spec else { return Cow::Owned(pod) };
+    let init = spec.init_containers.iter_mut().flatten();
+    for container in spec.containers.iter_mut().chain(init) {
+        let Some(given) = given(&container.name, container.resources.as_ref()).cloned() else { continue };
+        let own = container.resources.get_or_insert_default();
+        let mut requests = own.requests.take().unwrap_or_default();
+        requests.retain(|name, _| !RESIZABLE.contains(&name.as_str()));
+        requests.extend(given.requests.unwrap_or_default());
+        own.requests = Some(requests);
+    }
+    Cow::Owned(pod)
 }
 
 /// What is to be done about a running container's resources.
@@ -118,6 +147,14 @@ pub(crate) fn pending(view: &View, pod: &Pod) -> Option<Pending> {
         );
         (asked + taken > all).then_some(Pending { reason: "Deferred", message })
     })
+}
+
+/// Whether the pod was told that its resize waits for room.
+pub(crate) fn is_deferred(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|one| one.type_ == "PodResizePending" && one.reason.as_deref() == Some("Deferred"))
 }
 
 /// What a pod's containers ask for together.

@@ -606,6 +606,8 @@ fn a_resize_is_done_in_place_or_by_a_restart_or_waits() {
         assert_eq!((pending.status.as_str(), pending.reason.as_deref()), ("True", Some(reason)));
         let given = status.container_statuses.unwrap()[0].resources.clone().unwrap().requests.unwrap();
         assert_eq!(given["cpu"].0, "100m", "what it has is told, not what it asked for");
+        let given = crate::resize::as_given(view.pod.as_ref().unwrap(), &view.notes.applied);
+        assert_eq!(crate::resize::asked(&given, "cpu"), 100, "what it asks for is not taken from others");
     }
 }
 
