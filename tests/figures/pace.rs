@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::image::{File, Image, busybox, layer};
-use crate::node::{Node, ok, run, until};
-use crate::peers::installed;
+use crate::node::{Node, ok, until};
+use crate::peers::{installed, with_podman};
 use crate::wire::block_on;
 use crate::{Figure, median, millis, pods};
 
@@ -106,7 +106,7 @@ fn podman() -> Option<&'static str> {
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("busybox.tar");
     busybox(NAME).write_layout_tar(&archive);
-    let loaded = run("podman", &["load", "-q", "-i", archive.to_str().unwrap()]);
+    let loaded = with_podman(&["load", "-q", "-i", archive.to_str().unwrap()]);
     if loaded.code != 0 {
         eprintln!("podman load: {}", loaded.all());
         return None;
@@ -128,16 +128,24 @@ fn exec(node: &Node) -> Figure {
     let ours = time(&|| node.try_kubectl(&["exec", "runs", "--", "true"]).code);
     let peer = podman().and_then(|image| {
         let name = "holdfast-pace-exec";
-        let said = run(
-            "podman",
-            &["run", "-d", "--rm", "--name", name, "--network", "none", image, "sleep", "100000"],
-        );
+        let said = with_podman(&[
+            "run",
+            "-d",
+            "--rm",
+            "--name",
+            name,
+            "--network",
+            "none",
+            image,
+            "sleep",
+            "100000",
+        ]);
         if said.code != 0 {
             eprintln!("podman run: {}", said.all());
             return None;
         }
-        let theirs = time(&|| run("podman", &["exec", name, "true"]).code);
-        run("podman", &["rm", "-f", "-t", "0", name]);
+        let theirs = time(&|| with_podman(&["exec", name, "true"]).code);
+        with_podman(&["rm", "-f", "-t", "0", name]);
         Some(("podman exec".to_owned(), median(&theirs)))
     });
     Figure::new("kubectl exec of true, kubectl's own start in it", "ms", ours).peer(peer)
@@ -189,10 +197,10 @@ fn log(node: &Node) -> Figure {
                 "-c",
                 &script,
             ];
-            let said = run("podman", &args);
-            run("podman", &["wait", name]);
-            let log = run("podman", &["logs", "--tail", "2", name]);
-            run("podman", &["rm", "-f", name]);
+            let said = with_podman(&args);
+            with_podman(&["wait", name]);
+            let log = with_podman(&["logs", "--tail", "2", name]);
+            with_podman(&["rm", "-f", name]);
             theirs.push(LOG_MEGABYTES / seconds(&log.out).filter(|_| said.code == 0)?);
         }
         Some(("podman, k8s-file".to_owned(), median(&theirs)))
@@ -252,9 +260,9 @@ fn restart(node: &Node) -> Figure {
                 "sleep",
                 &span,
             ];
-            run("podman", &args);
+            with_podman(&args);
             theirs.extend(again(&format!("sleep {span}")));
-            run("podman", &["rm", "-f", "-t", "0", name]);
+            with_podman(&["rm", "-f", "-t", "0", name]);
         }
         (!theirs.is_empty()).then(|| ("podman --restart always".to_owned(), median(&theirs)))
     });

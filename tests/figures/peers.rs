@@ -38,8 +38,8 @@ pub(crate) fn installed(program: &str) -> bool {
 
 /// podman with limits that a container may set on any machine, and with runc where that is installed, since crun refuses
 /// machines with both versions of cgroups mounted.
-fn with_podman(dir: &Path, args: &[&str]) -> Said {
-    let conf = dir.join("containers.conf");
+pub(crate) fn with_podman(args: &[&str]) -> Said {
+    let conf = std::env::temp_dir().join("holdfast-containers.conf");
     let text = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n";
     fs::write(&conf, text).unwrap();
     let set = format!("CONTAINERS_CONF={}", conf.display());
@@ -59,7 +59,7 @@ pub(crate) fn podman(count: usize) -> Option<Podman> {
     let dir = tempfile::tempdir().unwrap();
     let (archive, file) = (dir.path().join("busybox.tar"), dir.path().join("pods.yaml"));
     image::busybox("localhost/holdfast-bench:1").write_layout_tar(&archive);
-    let loaded = with_podman(dir.path(), &["load", "-q", "-i", archive.to_str().unwrap()]);
+    let loaded = with_podman(&["load", "-q", "-i", archive.to_str().unwrap()]);
     if loaded.code != 0 {
         eprintln!("podman load: {}", loaded.all());
         return None;
@@ -74,17 +74,17 @@ pub(crate) fn podman(count: usize) -> Option<Podman> {
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let begin = Instant::now();
-        let said = with_podman(dir.path(), &["kube", "play", file.to_str().unwrap()]);
+        let said = with_podman(&["kube", "play", file.to_str().unwrap()]);
         up.push(millis(begin.elapsed()));
         let begin = Instant::now();
-        let gone = with_podman(dir.path(), &["kube", "down", file.to_str().unwrap()]);
+        let gone = with_podman(&["kube", "down", file.to_str().unwrap()]);
         down.push(millis(begin.elapsed()));
         if said.code != 0 || gone.code != 0 {
             eprintln!("podman kube: {}{}", said.all(), gone.all());
             return None;
         }
     }
-    with_podman(dir.path(), &["rmi", "-f", "localhost/holdfast-bench:1"]);
+    with_podman(&["rmi", "-f", "localhost/holdfast-bench:1"]);
     Some(Podman {
         up: ("podman kube play".to_owned(), median(&up)),
         down: ("podman kube down".to_owned(), median(&down)),
