@@ -224,7 +224,7 @@ fn choice(name: &'static str, value: &Value, out: &mut Vec<u8>) -> Result<Option
     Ok(told)
 }
 
-fn varint(mut value: u64, out: &mut Vec<u8>) {
+pub(super) fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -232,13 +232,13 @@ fn varint(mut value: u64, out: &mut Vec<u8>) {
     out.push(value as u8);
 }
 
-fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
     varint(u64::from(number) << 3 | 2, out);
     varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
-fn put_number(number: u32, value: u64, out: &mut Vec<u8>) {
+pub(super) fn put_number(number: u32, value: u64, out: &mut Vec<u8>) {
     varint(u64::from(number) << 3, out);
     varint(value, out);
 }

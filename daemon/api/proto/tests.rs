@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::encode::{put_bytes, put_number, varint};
 use super::*;
 use crate::kinds;
 
@@ -9,25 +10,6 @@ use crate::kinds;
 enum Zeroes {
     Written,
     LeftOut,
-}
-
-fn varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_bytes(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    varint(u64::from(number) << 3 | 2, out);
-    varint(bytes.len() as u64, out);
-    out.extend_from_slice(bytes);
-}
-
-fn put_number(number: u32, value: u64, out: &mut Vec<u8>) {
-    varint(u64::from(number) << 3, out);
-    varint(value, out);
 }
 
 fn put(number: u32, of: &'static Scalar, value: &Value, zeroes: Zeroes, out: &mut Vec<u8>) {

@@ -1,6 +1,8 @@
 //! Which requests a policy or webhook is for: rules, selectors and conditions, as documented for admission.
 
-use api::cel::{self, CelError, EXPRESSION_COST, V};
+use std::sync::Arc;
+
+use api::cel::{self, CelError, EXPRESSION_COST, Program, V};
 use api::select::Labels;
 use serde_json::Value;
 
@@ -122,4 +124,31 @@ pub(super) fn conditions(conditions: &Value, variables: &[(&str, V<'_>)]) -> Res
         }
     }
     failed
+}
+
+/// A policy's own variables: their names and what they say.
+type Own<'a> = Vec<(&'a str, Arc<Program>)>;
+
+/// The variables that a policy defines; those that cannot be read were refused with it.
+pub(super) fn own<'a>(spec: &'a Value, known: &[&str]) -> Own<'a> {
+    let all = spec["variables"].as_array().into_iter().flatten();
+    all.filter_map(|one| {
+        let program = cel::rules::program(one["expression"].as_str()?, known).ok()?;
+        Some((one["name"].as_str()?, program))
+    })
+    .collect()
+}
+
+/// Adds them as `variables`, each knowing those before it. One that fails is not there: an expression that needs it fails
+/// with its name.
+pub(super) fn add_own<'a>(own: &'a Own<'a>, variables: &mut Vec<(&'a str, V<'a>)>) {
+    let mut values = Vec::new();
+    for (name, program) in own {
+        variables.push(("variables", V::Map(Arc::new(values.clone()))));
+        if let Ok(value) = program.evaluate(variables, &mut EXPRESSION_COST.clone()) {
+            values.push((V::Str((*name).into()), value));
+        }
+        variables.pop();
+    }
+    variables.push(("variables", V::Map(Arc::new(values))));
 }

@@ -95,28 +95,13 @@ fn mutated(
     if !matching::conditions(&spec["matchConditions"], &variables)? {
         return Ok(None);
     }
-    let own = spec["variables"].as_array().into_iter().flatten();
-    let programs: Vec<_> = own
-        .filter_map(|one| {
-            let program = cel::rules::program(one["expression"].as_str()?, &OF_MUTATION).ok()?;
-            Some((one["name"].as_str()?, program))
-        })
-        .collect();
+    let programs = matching::own(spec, &OF_MUTATION);
     let merges = mutation["patchType"] == "ApplyConfiguration";
     let text = &mutation[if merges { "applyConfiguration" } else { "jsonPatch" }]["expression"];
     let text = text.as_str().unwrap_or_default();
     let told = |error: cel::CelError| format!("expression '{text}' resulted in error: {error}");
     let program = cel::rules::program(text, &OF_MUTATION).map_err(told)?;
-    // One that fails is not there: an expression that needs it fails with its name.
-    let mut values = Vec::new();
-    for (name, program) in &programs {
-        variables.push(("variables", V::Map(std::sync::Arc::new(values.clone()))));
-        if let Ok(value) = program.evaluate(&variables, &mut EXPRESSION_COST.clone()) {
-            values.push((V::Str((*name).into()), value));
-        }
-        variables.pop();
-    }
-    variables.push(("variables", V::Map(std::sync::Arc::new(values))));
+    matching::add_own(&programs, &mut variables);
     let said = program.evaluate(&variables, &mut EXPRESSION_COST.clone()).map_err(told)?.to_json();
     changed(request, object, said, merges).map(Some)
 }

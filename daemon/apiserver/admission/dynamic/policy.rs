@@ -98,25 +98,10 @@ fn with_params(spec: &Value, params: &Value, request: Attributes<'_>, fails: boo
         Ok(false) => return Vec::new(),
         Err(why) => return failed(why),
     }
-    let own: Vec<_> = spec["variables"].as_array().into_iter().flatten().collect();
     let mut names: Vec<&str> = variables.iter().map(|(name, _)| *name).collect();
     names.push("variables");
-    let programs: Vec<_> = own
-        .iter()
-        .filter_map(|one| {
-            Some((one["name"].as_str()?, cel::rules::program(one["expression"].as_str()?, &names).ok()?))
-        })
-        .collect();
-    // One that fails is not there: an expression that needs it fails with its name.
-    let mut values = Vec::new();
-    for (name, program) in &programs {
-        variables.push(("variables", V::Map(std::sync::Arc::new(values.clone()))));
-        if let Ok(value) = program.evaluate(&variables, &mut EXPRESSION_COST.clone()) {
-            values.push((V::Str((*name).into()), value));
-        }
-        variables.pop();
-    }
-    variables.push(("variables", V::Map(std::sync::Arc::new(values))));
+    let programs = matching::own(spec, &names);
+    matching::add_own(&programs, &mut variables);
     let validations = spec["validations"].as_array().into_iter().flatten();
     validations.filter_map(|validation| finding(validation, &variables, fails)).collect()
 }
